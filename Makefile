@@ -1,0 +1,48 @@
+# `make demo` and `make test` are all that a newcomer types; both set up .venv first.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+
+.PHONY: help demo test lint format generate check-generated clean clean-venv
+
+help:
+	@echo "make demo      set up, then serve the demo model, ask it for frames, and write demo/demo.mp4"
+	@echo "make test      the whole test suite"
+	@echo "make lint      ruff, mypy, and the check that generated code is up to date"
+	@echo "make format    put the code into its one format"
+	@echo "make generate  the Python classes of api/optimized_lipsyncsrv.proto, and the tables in README.md"
+	@echo "make clean     remove what these made, but the environment; make clean-venv removes that too"
+
+$(VENV)/.done: pyproject.toml constraints.txt tools/setup.sh tools/check_pillow.py
+	@PYTHON="$(PYTHON)" sh tools/setup.sh "$(VENV)"
+	@touch $@
+
+demo: $(VENV)/.done
+	$(BIN)/lipsync demo --out demo
+
+test: $(VENV)/.done
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.done check-generated
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.done
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+generate: $(VENV)/.done
+	$(BIN)/python tools/generate.py
+	$(BIN)/python tools/readme_tables.py
+
+check-generated: $(VENV)/.done
+	$(BIN)/python tools/generate.py --check
+	$(BIN)/python tools/readme_tables.py --check
+
+clean:
+	rm -rf demo dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+clean-venv: clean
+	rm -rf $(VENV)
