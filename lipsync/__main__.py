@@ -1,0 +1,5 @@
+"""`python -m lipsync`."""
+
+from lipsync.cli import main
+
+main()

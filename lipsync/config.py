@@ -1,0 +1,77 @@
+"""Every setting, in one place: its default, its meaning, its unit.
+
+`lipsync.cli` builds these once, from the command line, `LIPSYNC_*` variables and a file, and passes them down whole.
+Nothing below reads the environment.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from lipsync.errors import ConfigError
+
+MIB = 1024 * 1024
+MODEL_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+"""What a model may be called."""
+JPEG_QUALITIES = range(1, 96)
+"""Above 95 a JPEG only grows (libjpeg's own advice)."""
+
+
+def setting(default: Any, doc: str) -> Any:
+    """A dataclass field with its description, for the table in the README and `--help`."""
+    return field(default=default, metadata={"doc": doc})
+
+
+def require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """How frames are made."""
+
+    device: str = setting("auto", "Where the network runs: auto, cpu, cuda or cuda:N.")
+    max_batch_size: int = setting(8, "Frames that go through the network together, at most.")
+    max_queue_size: int = setting(512, "Frames that may wait, of all callers together; beyond it calls are refused.")
+    max_models: int = setting(32, "Models that may be loaded at a time.")
+    jpeg_quality: int = setting(90, "JPEG quality where a request names none, 1 to 95.")
+    encode_threads: int = setting(0, "Threads that composite and encode; 0 means one a core.")
+
+    def __post_init__(self) -> None:
+        require(
+            re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device) is not None,
+            f"device is {self.device!r}; expected auto, cpu, cuda or cuda:N",
+        )
+        require(self.max_batch_size >= 1, f"max_batch_size is {self.max_batch_size}; expected at least 1")
+        require(
+            self.max_queue_size >= self.max_batch_size,
+            f"max_queue_size is {self.max_queue_size}; expected at least max_batch_size ({self.max_batch_size})",
+        )
+        require(self.max_models >= 1, f"max_models is {self.max_models}; expected at least 1")
+        require(self.jpeg_quality in JPEG_QUALITIES, f"jpeg_quality is {self.jpeg_quality}; expected 1 to 95")
+        require(self.encode_threads >= 0, f"encode_threads is {self.encode_threads}; expected 0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerConfig:
+    """How frames are served."""
+
+    host: str = setting("127.0.0.1", "Address to listen on. There is no TLS yet: keep it on loopback or a private net.")
+    port: int = setting(50051, "Port to listen on; 0 takes a free one and says which.")
+    models: str = setting("", "Folder of model packages; LoadPackage loads from below it alone. Empty: the demo alone.")
+    max_message_bytes: int = setting(50 * MIB, "Largest message, either way, in bytes.")
+    max_batch_frames: int = setting(128, "Frames of one batch call, at most.")
+    stream_in_flight: int = setting(8, "Frames of one stream that are being made at a time.")
+    grace_s: float = setting(10.0, "How long calls in flight may finish after SIGTERM or Ctrl-C, in seconds.")
+
+    def __post_init__(self) -> None:
+        require(0 <= self.port <= 65535, f"port is {self.port}; expected 0 to 65535")
+        require(
+            self.max_message_bytes >= 1024, f"max_message_bytes is {self.max_message_bytes}; expected at least 1024"
+        )
+        require(self.max_batch_frames >= 1, f"max_batch_frames is {self.max_batch_frames}; expected at least 1")
+        require(self.stream_in_flight >= 1, f"stream_in_flight is {self.stream_in_flight}; expected at least 1")
+        require(self.grace_s >= 0, f"grace_s is {self.grace_s}; expected 0 or more")
