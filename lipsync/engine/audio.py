@@ -1,0 +1,298 @@
+"""Speech into what the network hears: mel spectrogram → audio encoder → one feature row a video frame → windows.
+
+The numbers are those of the training recipe (Wav2Lip's mel spectrogram, SyncTalk_2D's AVE encoder and windows), kept to
+the digit: another mel spectrogram moves nobody's lips correctly. Everything is numpy and torch.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from itertools import chain
+from pathlib import Path
+from typing import Any, cast
+
+import av
+import av.error
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lipsync.engine.unet import load_weights, unwrap_state_dict
+from lipsync.errors import CheckpointError, MediaError
+
+Float32 = npt.NDArray[np.float32]
+
+SAMPLE_RATE_HZ = 16_000
+VIDEO_FPS = 25
+SAMPLES_PER_FRAME = SAMPLE_RATE_HZ // VIDEO_FPS  # 640 samples, 40 ms
+assert SAMPLES_PER_FRAME * VIDEO_FPS == SAMPLE_RATE_HZ
+
+N_FFT = 800  # 50 ms; also the length of the window
+HOP_LENGTH = 200  # 12.5 ms
+MEL_ROWS_PER_SECOND = SAMPLE_RATE_HZ // HOP_LENGTH  # 80
+assert MEL_ROWS_PER_SECOND * HOP_LENGTH == SAMPLE_RATE_HZ
+N_MELS = 80
+MEL_MIN_HZ = 55.0
+MEL_MAX_HZ = 7600.0
+PRE_EMPHASIS = 0.97
+FLOOR_AMPLITUDE = 1e-5
+REFERENCE_DB = 20.0
+MIN_DB = -100.0
+MAX_ABS_VALUE = 4.0  # the spectrogram is scaled to -4..4
+
+MEL_ROWS_AT_A_TIME = 4096
+"""Rows that are computed together: 51 s of sound, 13 MB of spectrum."""
+
+MEL_ROWS_PER_FEATURE = 16  # 200 ms of sound for each feature row
+FEATURE_WIDTH = 512
+WINDOW_ROWS_BEFORE = {16: 8, 8: 4}
+"""Feature rows of a window that lie before its frame, by the window's length."""
+
+ENCODER_BATCH = 64
+"""Feature rows through the encoder at once: enough to fill the cores, 40 MB of activations at most."""
+
+SAFE_OPTIONS = {
+    "protocol_whitelist": "file",
+    "format_whitelist": "wav,w64,mp3,mov,matroska,ogg,flac,aac,aiff,caf,au",
+}
+"""Recordings alone: a playlist under another name must not make FFmpeg open what it lists."""
+MAX_AUDIO_SECONDS = 4 * 3600
+"""Longer recordings are refused: at 16 kHz this is already 460 MB of samples."""
+
+
+@dataclass(frozen=True)
+class AudioFrontEnd:
+    """How one kind of audio feature is stored, a row a video frame, and shown to the network.
+
+    Attributes:
+        name: "ave", "hubert" or "wenet".
+        file_name: the feature file in a package.
+        row_shape: of one row of that file.
+    """
+
+    name: str
+    file_name: str
+    row_shape: tuple[int, ...]
+
+
+FRONT_ENDS = (
+    AudioFrontEnd("ave", "aud_ave.npy", (512,)),
+    AudioFrontEnd("hubert", "aud_hu.npy", (2, 1024)),
+    AudioFrontEnd("wenet", "aud_wenet.npy", (16, 512)),
+)
+
+
+def read_audio(path: str | os.PathLike[str]) -> npt.NDArray[np.int16]:
+    """Read the first audio track of any file that FFmpeg knows (WAV, MP3, M4A, MP4 ...).
+
+    Returns samples: (n,) int16, mono, 16 kHz. Raises MediaError.
+    """
+    name = Path(path).name
+    parts: list[npt.NDArray[np.int16]] = []
+    total = 0
+    try:
+        with av.open(os.fspath(path), options=SAFE_OPTIONS) as container:
+            if not container.streams.audio:
+                raise MediaError(f"{name}: no audio track in it; give a WAV, MP3 or M4A file")
+            resampler = av.AudioResampler(format="s16", layout="mono", rate=SAMPLE_RATE_HZ)
+            for decoded in chain(container.decode(audio=0), (None,)):  # None flushes the resampler
+                for frame in resampler.resample(decoded):
+                    parts.append(frame.to_ndarray().reshape(-1).astype(np.int16, copy=False))
+                    total += len(parts[-1])
+                if total > MAX_AUDIO_SECONDS * SAMPLE_RATE_HZ:
+                    raise MediaError(f"{name}: longer than {MAX_AUDIO_SECONDS // 3600} hours; cut it into parts")
+    except (av.error.FFmpegError, OSError) as error:
+        raise MediaError(f"{name}: cannot be read as audio ({error}); give a WAV, MP3 or M4A file") from error
+    if not total:
+        raise MediaError(f"{name}: the audio track is empty")
+    return np.concatenate(parts)
+
+
+def _hz_to_mel(hz: float) -> float:
+    # Slaney's scale: linear below 1 kHz, logarithmic above (Auditory Toolbox, 1998).
+    return hz * 3 / 200 if hz < 1000 else 15 + 27 * np.log(hz / 1000) / np.log(6.4)
+
+
+def _mel_to_hz(mel: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    return np.where(mel < 15, mel * 200 / 3, 1000 * np.exp((mel - 15) * np.log(6.4) / 27))
+
+
+@cache
+def mel_filters() -> Float32:
+    """Triangular mel filters of unit area (Slaney's norm): (N_MELS, N_FFT // 2 + 1) float32."""
+    edges = _mel_to_hz(np.linspace(_hz_to_mel(MEL_MIN_HZ), _hz_to_mel(MEL_MAX_HZ), N_MELS + 2))
+    bins = np.linspace(0, SAMPLE_RATE_HZ / 2, N_FFT // 2 + 1)
+    rising = (bins - edges[:-2, None]) / (edges[1:-1] - edges[:-2])[:, None]
+    falling = (edges[2:, None] - bins) / (edges[2:] - edges[1:-1])[:, None]
+    triangles = np.maximum(0, np.minimum(rising, falling))
+    return (triangles * (2 / (edges[2:] - edges[:-2]))[:, None]).astype(np.float32)
+
+
+def to_float(samples: npt.NDArray[np.generic]) -> Float32:
+    """int16 samples, or floats in -1..1, as float32 in -1..1. Raises MediaError for anything else."""
+    if samples.ndim != 1:
+        raise MediaError(f"audio samples have shape {samples.shape}; expected one channel, (n,)")
+    if samples.dtype == np.int16:
+        return samples.astype(np.float32) / np.float32(32768)
+    if not np.issubdtype(samples.dtype, np.floating):
+        raise MediaError(f"audio samples are {samples.dtype}; expected int16, or floating point in -1..1")
+    if not bool(np.isfinite(samples).all()):
+        raise MediaError("audio samples hold NaN or infinity")
+    return samples.astype(np.float32)
+
+
+def mel_spectrogram(samples: npt.NDArray[np.generic]) -> Float32:
+    """Scaled mel spectrogram in decibels.
+
+    Args:
+        samples: (n,) int16, or floating point in -1..1; mono, 16 kHz.
+    Returns mel: (1 + n // 200, 80) float32 in -4..4, 80 rows a second.
+    Raises MediaError if the samples are of another kind, or none.
+    """
+    signal = to_float(samples)
+    if not len(signal):
+        raise MediaError("no audio samples")
+    emphasized = np.concatenate((signal[:1], signal[1:] - np.float32(PRE_EMPHASIS) * signal[:-1]))
+    padded = functional.pad(torch.from_numpy(emphasized), (N_FFT // 2, N_FFT // 2))
+    n_rows = 1 + len(signal) // HOP_LENGTH
+    mel = np.empty((n_rows, N_MELS), np.float32)
+    for first in range(0, n_rows, MEL_ROWS_AT_A_TIME):
+        last = min(first + MEL_ROWS_AT_A_TIME, n_rows)
+        mel[first:last] = _mel_rows(padded[first * HOP_LENGTH : (last - 1) * HOP_LENGTH + N_FFT])
+    return mel
+
+
+def _mel_rows(signal: Tensor) -> Float32:
+    """The rows whose windows lie in the signal, emphasized and padded already."""
+    spectrum = torch.stft(
+        signal,
+        n_fft=N_FFT,
+        hop_length=HOP_LENGTH,
+        window=torch.hann_window(N_FFT, periodic=True),
+        center=False,
+        return_complex=True,
+    )
+    mel = torch.from_numpy(mel_filters()) @ spectrum.abs()
+    level_db = 20 * torch.log10(mel.clamp_min(FLOOR_AMPLITUDE)) - REFERENCE_DB
+    scaled = 2 * MAX_ABS_VALUE * (level_db - MIN_DB) / -MIN_DB - MAX_ABS_VALUE
+    return np.asarray(scaled.clamp(-MAX_ABS_VALUE, MAX_ABS_VALUE).T.numpy(), np.float32)
+
+
+class ConvBlock(nn.Module):
+    """Convolution, batch norm, ReLU; with the input added before the ReLU where `residual`."""
+
+    def __init__(
+        self, n_in: int, n_out: int, kernel: int, stride: int | tuple[int, int], padding: int, *, residual: bool = False
+    ) -> None:
+        super().__init__()
+        self.residual = residual
+        self.conv_block = nn.Sequential(nn.Conv2d(n_in, n_out, kernel, stride, padding), nn.BatchNorm2d(n_out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.conv_block(x)
+        return functional.relu(x + y if self.residual else y)
+
+
+class AudioEncoder(nn.Module):
+    """AVE audio encoder: [batch, 1, 80, 16] mel float, 200 ms, to [batch, 512] float.
+
+    Args:
+        widths: channels of the five stages; the last is the feature's width.
+    """
+
+    def __init__(self, widths: tuple[int, int, int, int, int] = (32, 64, 128, 256, FEATURE_WIDTH)) -> None:
+        super().__init__()
+        a, b, c, d, e = widths
+        self.audio_encoder = nn.Sequential(
+            ConvBlock(1, a, 3, 1, 1),  # 80 x 16
+            ConvBlock(a, a, 3, 1, 1, residual=True),
+            ConvBlock(a, a, 3, 1, 1, residual=True),
+            ConvBlock(a, b, 3, (3, 1), 1),  # 27 x 16
+            ConvBlock(b, b, 3, 1, 1, residual=True),
+            ConvBlock(b, b, 3, 1, 1, residual=True),
+            ConvBlock(b, c, 3, 3, 1),  # 9 x 6
+            ConvBlock(c, c, 3, 1, 1, residual=True),
+            ConvBlock(c, c, 3, 1, 1, residual=True),
+            ConvBlock(c, d, 3, (3, 2), 1),  # 3 x 3
+            ConvBlock(d, d, 3, 1, 1, residual=True),
+            ConvBlock(d, e, 3, 1, 0),  # 1 x 1
+            ConvBlock(e, e, 1, 1, 0),
+        )
+
+    def forward(self, mel: Tensor) -> Tensor:
+        return cast(Tensor, self.audio_encoder(mel)).flatten(1)
+
+
+def encoder_from_state_dict(checkpoint: Mapping[str, Any]) -> AudioEncoder:
+    """The audio encoder that a checkpoint holds, float32, in eval mode, at any width. Raises CheckpointError."""
+    state = unwrap_state_dict(checkpoint)
+    keys = [f"audio_encoder.{i}.conv_block.0.weight" for i in (0, 3, 6, 9, 11)]
+    missing = [key for key in keys if key not in state]
+    if missing:
+        raise CheckpointError(f"not an AVE audio encoder: the state dict has no key {missing[0]!r}")
+    a, b, c, d, e = (int(state[key].shape[0]) for key in keys)
+    if e != FEATURE_WIDTH:
+        raise CheckpointError(f"the audio encoder gives features of width {e}, expected {FEATURE_WIDTH}")
+    encoder = AudioEncoder((a, b, c, d, e))
+    load_weights(encoder, state)
+    return encoder.eval()
+
+
+def feature_count(n_mel_rows: int) -> int:
+    """Feature rows (video frames) that a mel spectrogram of this many rows gives."""
+    inner = int((n_mel_rows - MEL_ROWS_PER_FEATURE) / MEL_ROWS_PER_SECOND * VIDEO_FPS) + 2
+    return inner + 2  # the first and the last row are repeated once
+
+
+def mel_windows(mel: Float32, frames: range) -> Tensor:
+    """What the encoder hears for video frames; the repeated first and last are not counted.
+
+    Args:
+        mel: (n, 80) float32, at least 16 rows.
+        frames: within 0 to feature_count(n) - 2, end exclusive.
+    Returns (len(frames), 1, 80, 16) float32.
+    """
+    last_start = len(mel) - MEL_ROWS_PER_FEATURE
+    starts = [min(int(MEL_ROWS_PER_SECOND * i / VIDEO_FPS), last_start) for i in frames]
+    return torch.from_numpy(np.stack([mel[s : s + MEL_ROWS_PER_FEATURE].T for s in starts])[:, None])
+
+
+def audio_features(encoder: AudioEncoder, samples: npt.NDArray[np.generic]) -> Float32:
+    """One feature row a video frame, for a whole recording.
+
+    Args:
+        samples: (n,) int16, or floating point in -1..1; mono, 16 kHz; at least 0.2 s.
+    Returns (frames, 512) float32.
+    Raises MediaError if there is too little sound.
+    """
+    mel = mel_spectrogram(samples)
+    if len(mel) < MEL_ROWS_PER_FEATURE:
+        needed = (MEL_ROWS_PER_FEATURE - 1) * HOP_LENGTH
+        raise MediaError(f"{len(samples)} audio samples are too few: a feature needs {needed} (0.19 s)")
+    n_inner = feature_count(len(mel)) - 2
+    parts = [range(n_inner)[first : first + ENCODER_BATCH] for first in range(0, n_inner, ENCODER_BATCH)]
+    with torch.inference_mode():
+        inner = torch.cat([encoder(mel_windows(mel, part)) for part in parts]).numpy()
+    return np.concatenate((inner[:1], inner, inner[-1:]))
+
+
+def feature_window(features: npt.NDArray[np.float32], frame: int, n_rows: int = 16) -> Float32:
+    """The feature rows around a video frame, zeros where there are none.
+
+    Args:
+        features: (n, *row_shape) float32; may be a memory map.
+        frame: the video frame; may lie outside the features.
+        n_rows: the window's length: 16 reaches from frame - 8 to frame + 7, 8 from frame - 4 to frame + 3.
+    Returns (n_rows, *row_shape) float32.
+    """
+    start = frame - WINDOW_ROWS_BEFORE[n_rows]
+    window = np.zeros((n_rows, *features.shape[1:]), np.float32)
+    first, last = max(start, 0), min(start + n_rows, len(features))
+    if first < last:
+        window[first - start : last - start] = features[first:last]
+    return window

@@ -1,0 +1,369 @@
+"""Loaded models, frames out, statistics."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+
+from lipsync.config import JPEG_QUALITIES, MODEL_NAME, EngineConfig
+from lipsync.engine.model import FrameRequest, Model, MovedFace, Progress
+from lipsync.engine.package import ModelPackage
+from lipsync.engine.runtime import Runtime, TorchRuntime, resolve_device
+from lipsync.engine.scheduler import Lane, Scheduler
+from lipsync.engine.video import DecodingStopped
+from lipsync.errors import (
+    EngineClosedError,
+    FrameRangeError,
+    InternalError,
+    InvalidRequestError,
+    LipsyncError,
+    ModelExistsError,
+    ModelNotFoundError,
+    OverloadedError,
+)
+from lipsync.types import Frame, ModelInfo, ModelStats, Output
+
+logger = logging.getLogger(__name__)
+
+ModelLane = Lane[FrameRequest, MovedFace, Frame]
+
+LOADS_AT_A_TIME = 2
+"""Packages that are loaded side by side; each decodes its videos in threads of its own. Others wait their turn."""
+
+
+@dataclass(eq=False)
+class _Loading:
+    """A package being loaded: everyone who asks for it in the meantime waits for the same work.
+
+    It stays in the engine's table until its thread has ended, also after the last who wanted it has gone.
+    """
+
+    path: Path
+    stop: threading.Event = field(default_factory=threading.Event)
+    n_waiters: int = 0
+    work: asyncio.Future[Model] = field(init=False, repr=False)
+
+
+class Engine:
+    """Lip-synced frames of the models loaded into it.
+
+        async with Engine() as engine:
+            await engine.load("packages/anna")
+            frame = await engine.frame("anna", 0)
+            Path("frame.jpg").write_bytes(frame.jpeg)
+
+    Belongs to the event loop that it is first used in. Decoding, the network and encoding run in threads.
+    """
+
+    def __init__(self, config: EngineConfig | None = None) -> None:
+        """Raises DeviceError if the device asked for is not there."""
+        self.config = config or EngineConfig()
+        self._device = resolve_device(self.config.device)
+        self._lanes: dict[str, ModelLane] = {}
+        self._models: dict[str, Model] = {}
+        self._loading: dict[str, _Loading] = {}
+        self._load_threads = ThreadPoolExecutor(LOADS_AT_A_TIME, "lipsync-load")
+        self._scheduler: Scheduler | None = None
+        self._closing: asyncio.Task[None] | None = None
+        self._closed = False
+
+    @property
+    def device(self) -> str:
+        """Where networks run: "cpu", "cuda:0"."""
+        return str(self._device)
+
+    async def __aenter__(self) -> Engine:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Stop loads, refuse waiting frames, let running ones finish, free all models. May be called more than once."""
+        self._closed = True
+        if self._closing is None:
+            self._closing = asyncio.create_task(self._close(), name="lipsync-close")
+        await asyncio.shield(self._closing)
+
+    async def _close(self) -> None:
+        loading = [loading.work for loading in self._loading.values()]
+        for each in self._loading.values():
+            each.stop.set()
+        if loading:
+            await asyncio.wait(loading)
+        if self._scheduler is not None:
+            await self._scheduler.close()
+        models = list(self._models.values())
+        self._models.clear()
+        self._lanes.clear()
+        for model in models:
+            await asyncio.to_thread(model.close)
+        await asyncio.to_thread(self._load_threads.shutdown)
+
+    # Models
+
+    async def load(
+        self, path: str | os.PathLike[str], *, name: str | None = None, progress: Progress | None = None
+    ) -> ModelInfo:
+        """Load a model package; other models' frames go on meanwhile.
+
+        Args:
+            path: the package's folder.
+            name: under which to ask for it: 1 to 64 of A-Z a-z 0-9 . _ -; the folder's name by default.
+            progress: called with a role, frames decoded and frames in all, from the decoding threads.
+        Raises:
+            PackageError: the package cannot be used; everything wrong with it is listed.
+            ModelExistsError: the name is taken by another package.
+            InvalidRequestError: the name is not allowed.
+            OverloadedError: there are max_models models already.
+            EngineClosedError: the engine is closed, or was while this was loading.
+            MediaError, DeviceError: a video broke off while decoding; no memory on the device.
+        Cancelling it stops the load and leaves nothing behind. Loading a package again under its name does nothing.
+        """
+        self._check_open()
+        if name is None:
+            name = Path(os.path.normpath(path)).name  # noqa: ASYNC240  # text alone
+        if not MODEL_NAME.fullmatch(name):
+            raise InvalidRequestError(f"model name {name!r} is not allowed; use 1 to 64 of A-Z a-z 0-9 . _ -")
+        # One package has one path, whatever links lead to it.
+        folder = Path(await asyncio.to_thread(os.path.realpath, path))
+        while True:
+            self._check_open()
+            if name in self._models:
+                if self._models[name].package.path != folder:
+                    raise ModelExistsError(name)
+                return self._info(self._models[name], already=True)
+            loading = self._loading.get(name)
+            if loading is None or not loading.stop.is_set():
+                break
+            await asyncio.wait([loading.work])  # nobody wanted it any more; it is just ending
+        if loading is None:
+            loading = self._start_loading(folder, name, progress)
+        elif loading.path != folder:
+            raise ModelExistsError(name)
+        loading.n_waiters += 1
+        try:
+            model = await asyncio.shield(loading.work)
+            if loading.stop.is_set():  # too late to interrupt it
+                raise DecodingStopped
+        except DecodingStopped:
+            raise EngineClosedError(f"the engine was closed while {name} was loading") from None
+        finally:
+            loading.n_waiters -= 1
+            if not loading.n_waiters and not loading.work.done():
+                loading.stop.set()
+                await _wait_through_cancellation(loading.work)
+        return self._info(model)
+
+    def _start_loading(self, folder: Path, name: str, progress: Progress | None) -> _Loading:
+        if len(self._models) + len(self._loading) >= self.config.max_models:
+            raise OverloadedError(
+                f"{len(self._models) + len(self._loading)} models are loaded or loading, which is the limit "
+                "(max_models); unload one first"
+            )
+        loading = _Loading(folder)
+        loop = asyncio.get_running_loop()
+        loading.work = loop.run_in_executor(
+            self._load_threads, self._load_blocking, folder, name, progress, loading.stop
+        )
+        self._loading[name] = loading
+        loading.work.add_done_callback(lambda work: self._loaded(name, work))
+        return loading
+
+    def _loaded(self, name: str, work: asyncio.Future[Model]) -> None:
+        """In the event loop, before anyone who waited for it goes on."""
+        stopped = self._loading.pop(name).stop.is_set()
+        if work.exception() is not None:
+            return
+        model = work.result()
+        if stopped:  # too late to be interrupted, but nobody wants it
+            model.close()
+            return
+        self._models[name] = model
+        self._lanes[name] = Lane(model)
+        logger.info("loaded %s: %d frames on %s in %.0f ms", name, model.frame_count, self.device, model.load_ms)
+
+    def _load_blocking(self, folder: Path, name: str, progress: Progress | None, stop: threading.Event) -> Model:
+        try:
+            start = time.perf_counter()
+            package = ModelPackage.open(folder, stop=stop)
+            pin_memory = self._device.type == "cuda"
+            model = Model.load(name, package, self._make_runtime, pin_memory=pin_memory, progress=progress, stop=stop)
+            model.load_ms = (time.perf_counter() - start) * 1000
+            return model
+        except (LipsyncError, DecodingStopped):
+            raise
+        except Exception as error:
+            raise InternalError.logged(error, f"loading {name}") from error
+
+    def _make_runtime(self, package: ModelPackage) -> Runtime:
+        return TorchRuntime(package.network, self._device)
+
+    async def unload(self, name: str) -> None:
+        """Refuse new frames of a model at once, let those in flight finish, then free it.
+
+        Raises ModelNotFoundError.
+        """
+        model, lane = self._find(name)
+        del self._models[name], self._lanes[name]
+        await lane.idle()
+        await asyncio.to_thread(model.close)
+        logger.info("unloaded %s", name)
+
+    def models(self) -> list[ModelInfo]:
+        """The loaded models, by name."""
+        return [self._info(self._models[name]) for name in sorted(self._models)]
+
+    def stats(self, name: str) -> ModelStats:
+        """Counts and times of one model since it was loaded. Raises ModelNotFoundError."""
+        model, _ = self._find(name)
+        statistics = model.statistics
+        return ModelStats(
+            name=name,
+            frame_count=model.frame_count,
+            device=model.runtime.device,
+            total_requests=statistics.made + statistics.failed,
+            failed_requests=statistics.failed,
+            optimizations=model.runtime.optimizations,
+            **statistics.summary(),
+        )
+
+    def _find(self, name: str) -> tuple[Model, ModelLane]:
+        try:
+            return self._models[name], self._lanes[name]
+        except KeyError:
+            raise ModelNotFoundError(name, sorted(self._models)) from None
+
+    def _info(self, model: Model, *, already: bool = False) -> ModelInfo:
+        state = "was loaded already" if already else f"loaded in {model.load_ms:.0f} ms"
+        return ModelInfo(
+            name=model.name,
+            path=str(model.package.path),
+            frame_count=model.frame_count,
+            device=model.runtime.device,
+            videos=tuple(model.videos),
+            features_shape=tuple(model.package.features.shape),
+            features_memory_mapped=model.package.features_memory_mapped,
+            load_ms=0.0 if already else model.load_ms,
+            memory_bytes=model.memory_bytes,
+            parts=model.parts,
+            message=f"{model.name}: {model.frame_count} frames, {state}",
+        )
+
+    # Frames
+
+    async def frame(
+        self, model_name: str, frame_id: int, *, output: Output = Output.WHOLE_FRAME, jpeg_quality: int | None = None
+    ) -> Frame:
+        """One lip-synced frame.
+
+        Args:
+            model_name: as loaded.
+            frame_id: the video's frame, 0 to frame_count - 1; also says which audio features move the lips.
+            output: the whole frame, or the face crop alone.
+            jpeg_quality: 1 to 95; the configured one by default.
+        Raises:
+            ModelNotFoundError, FrameRangeError, InvalidRequestError: it cannot be made.
+            OverloadedError: too many frames wait already.
+            DeviceError, InternalError, EngineClosedError: making it failed.
+        Cancelling it takes the frame out of the queue if it has not started.
+        """
+        (frame,) = await self.frames(model_name, [frame_id], output=output, jpeg_quality=jpeg_quality)
+        return frame.raise_for_error()
+
+    async def frames(
+        self,
+        model_name: str,
+        frame_ids: Sequence[int],
+        *,
+        output: Output = Output.WHOLE_FRAME,
+        jpeg_quality: int | None = None,
+    ) -> list[Frame]:
+        """Several frames of one model, through the network as batches; in the order asked.
+
+        A frame that cannot be made has its `error` set, and the others still come.
+        Raises OverloadedError if they do not fit into the queue (then none was started), EngineClosedError.
+        """
+        self._check_open()
+        arrived_s = time.perf_counter()
+        if len(frame_ids) > self.config.max_queue_size:
+            raise InvalidRequestError(
+                f"{len(frame_ids)} frames in one call; ask for at most {self.config.max_queue_size} (max_queue_size)"
+            )
+        frames: list[Frame | None] = [None] * len(frame_ids)
+        requests: dict[int, FrameRequest] = {}
+        for i, frame_id in enumerate(frame_ids):
+            try:
+                requests[i] = self._check(model_name, frame_id, output, jpeg_quality, arrived_s)
+            except LipsyncError as error:
+                frames[i] = Frame(model_name, frame_id, error=error)
+        if requests:
+            for i, frame in zip(requests, await self._make(model_name, list(requests.values())), strict=True):
+                frames[i] = frame
+        made = [frame for frame in frames if frame is not None]
+        if model_name in self._models:
+            self._models[model_name].statistics.record_failure(sum(not frame.ok for frame in made))
+        return made
+
+    def _check(
+        self, model_name: str, frame_id: int, output: Output, jpeg_quality: int | None, arrived_s: float
+    ) -> FrameRequest:
+        model, _ = self._find(model_name)
+        if not isinstance(frame_id, int):  # it would fail the whole batch later
+            raise InvalidRequestError(f"frame_id is {frame_id!r}; expected an int")
+        if not 0 <= frame_id < model.frame_count:
+            raise FrameRangeError(model_name, frame_id, model.frame_count)
+        quality = self.config.jpeg_quality if jpeg_quality is None else jpeg_quality
+        if quality not in JPEG_QUALITIES:
+            raise InvalidRequestError(f"JPEG quality {quality} is not allowed; use 1 to 95")
+        return FrameRequest(frame_id, output, quality, arrived_s)
+
+    async def _make(self, model_name: str, requests: list[FrameRequest]) -> list[Frame]:
+        if self._scheduler is None:
+            self._scheduler = Scheduler(
+                max_batch_size=self.config.max_batch_size,
+                max_queue_size=self.config.max_queue_size,
+                finish_threads=self.config.encode_threads,
+            )
+        futures = self._scheduler.submit(self._lanes[model_name], requests)
+        try:
+            results = await asyncio.gather(*futures, return_exceptions=True)
+        except asyncio.CancelledError:
+            for future in futures:
+                future.cancel()
+            raise
+        frames: list[Frame] = []
+        for request, result in zip(requests, results, strict=True):
+            if isinstance(result, Frame):
+                frames.append(result)
+            elif isinstance(result, LipsyncError):
+                frames.append(Frame(model_name, request.frame_id, error=result))
+            else:  # cancelled from outside, or a bug: never in place of a frame
+                raise result
+        return frames
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise EngineClosedError("the engine is closed")
+
+
+async def _wait_through_cancellation(work: asyncio.Future[Model]) -> None:
+    """Wait for the end of work that cannot be cancelled, and be cancelled only then."""
+    cancelled = False
+    while not work.done():
+        try:
+            await asyncio.wait([work])
+        except asyncio.CancelledError:
+            cancelled = True
+    if cancelled:
+        raise asyncio.CancelledError
