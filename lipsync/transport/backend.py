@@ -1,0 +1,48 @@
+"""What the transport asks of an engine, and all that it knows of one.
+
+`lipsync.engine.Engine` fits; so may another machine's engine behind a proxy of this shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from lipsync.types import Frame, ModelInfo, ModelStats, Output
+
+
+class Backend(Protocol):
+    """Frames out, models in and out, statistics. Every error is a `lipsync.errors.LipsyncError`.
+
+    Cancelling a call drops what has not started of it.
+    """
+
+    async def frame(
+        self, model_name: str, frame_id: int, *, output: Output = Output.WHOLE_FRAME, jpeg_quality: int | None = None
+    ) -> Frame:
+        """One frame. Raises what is wrong with it."""
+
+    async def frames(
+        self,
+        model_name: str,
+        frame_ids: Sequence[int],
+        *,
+        output: Output = Output.WHOLE_FRAME,
+        jpeg_quality: int | None = None,
+    ) -> list[Frame]:
+        """Several frames, in the order asked. What is wrong with one of them stands in its `error`.
+
+        Raises OverloadedError if they do not fit into the queue: then none was started.
+        """
+
+    async def load(self, path: str, *, name: str) -> ModelInfo:
+        """Load the package at `path` under `name`; at once if it is loaded from there already."""
+
+    async def unload(self, name: str) -> None:
+        """Let frames in flight finish, then free the model."""
+
+    def models(self) -> list[ModelInfo]:
+        """The loaded models, by name."""
+
+    def stats(self, name: str) -> ModelStats:
+        """Counts and times of one model. Raises ModelNotFoundError."""

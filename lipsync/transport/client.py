@@ -1,0 +1,381 @@
+"""The client: dataclasses in and out, errors as the classes of `lipsync.errors`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterable, AsyncIterator, Coroutine, Iterable, Mapping
+from enum import Enum
+from types import TracebackType
+from typing import Any, Final, Self, TypeVar
+
+import betterproto
+import h2.exceptions
+from grpclib import GRPCError, Status
+from grpclib.const import Cardinality
+from grpclib.exceptions import ProtocolError as GrpclibProtocolError
+from grpclib.exceptions import StreamTerminatedError
+from grpclib.metadata import Deadline, encode_metadata
+from h2.errors import ErrorCodes
+from optimized_lipsyncsrv import (
+    BatchInferenceRequest,
+    BatchInferenceResponse,
+    HealthRequest,
+    HealthResponse,
+    ListModelsRequest,
+    ListModelsResponse,
+    LoadPackageRequest,
+    LoadPackageResponse,
+    OptimizedInferenceRequest,
+    OptimizedInferenceResponse,
+    StatsRequest,
+    StatsResponse,
+)
+
+from lipsync.config import MIB
+from lipsync.errors import ConnectionLostError, DeadlineError, InvalidRequestError, LipsyncError, ProtocolError
+from lipsync.transport import messages
+from lipsync.transport.address import format_address, parse_address
+from lipsync.transport.details import DetailsCodec
+from lipsync.transport.exchange import RequestsError, exchange
+from lipsync.transport.limits import Codec
+from lipsync.transport.protocol import GrpcChannel, StreamResetError
+from lipsync.transport.status import from_grpc_error
+from lipsync.types import Frame, Health, ModelInfo, ModelStats, Output
+
+Answer = TypeVar("Answer", bound=betterproto.Message)
+
+
+class _NotGiven(Enum):
+    NOT_GIVEN = "not given"
+
+
+NOT_GIVEN: Final = _NotGiven.NOT_GIVEN
+"""Stands for an argument left out, where None has a meaning of its own."""
+TimeoutS = float | None | _NotGiven
+
+
+class Client:
+    """Lip-synced frames from a server.
+
+        async with Client("localhost:50051") as client:
+            frame = await client.frame("anna", 17)
+
+    One connection, made at the first call (or by `async with`), shared by all calls, and made anew after it was lost.
+    A call that only asks is repeated once if the connection broke before its answer.
+
+    Args:
+        address: "host:port", "host" (port 50051), or "[::1]:50051".
+        timeout_s: the default deadline of a call, in seconds; None for no deadline. Streams have none of their own.
+        metadata: sent with every call.
+        max_message_bytes: of a message, either way.
+    """
+
+    def __init__(
+        self,
+        address: str = "localhost:50051",
+        *,
+        timeout_s: float | None = 30.0,
+        metadata: Mapping[str, str] | None = None,
+        max_message_bytes: int = 50 * MIB,
+    ) -> None:
+        self._host, self._port = parse_address(address)
+        self._timeout_s = timeout_s
+        self._metadata = dict(metadata or {})
+        self._max_message_bytes = max_message_bytes
+        self._channel: GrpcChannel | None = None
+        self._closed = False
+
+    def __repr__(self) -> str:
+        return f"Client({self.address!r})"
+
+    @property
+    def address(self) -> str:
+        """Of the server, with its port."""
+        return format_address(self._host, self._port)
+
+    async def connect(self) -> None:
+        """Connect now. Raises ConnectionLostError if no server answers."""
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await self._open().__connect__()
+        except CALL_ERRORS as error:
+            raise self._translated(error, self._timeout_s) from error
+
+    async def close(self) -> None:
+        """Hang up. Calls in flight end as ConnectionLostError."""
+        self._closed = True
+        if self._channel is not None:
+            self._channel.close()
+            # the transport closes its socket in the loop's next round
+            await asyncio.sleep(0)
+
+    async def __aenter__(self) -> Self:
+        await self.connect()
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def frame(
+        self,
+        model_name: str,
+        frame_id: int,
+        *,
+        output: Output = Output.WHOLE_FRAME,
+        jpeg_quality: int | None = None,
+        timeout_s: TimeoutS = NOT_GIVEN,
+        metadata: Mapping[str, str] | None = None,
+    ) -> Frame:
+        """One frame. Raises what is wrong with it."""
+        request = messages.frame_request(model_name, frame_id, output=output, jpeg_quality=jpeg_quality)
+        response = await self._unary(
+            "GenerateInference", request, OptimizedInferenceResponse, timeout_s=timeout_s, metadata=metadata
+        )
+        return messages.frame_of(response, model_name=model_name).raise_for_error()
+
+    async def frames(
+        self,
+        model_name: str,
+        frame_ids: Iterable[int],
+        *,
+        timeout_s: TimeoutS = NOT_GIVEN,
+        metadata: Mapping[str, str] | None = None,
+    ) -> list[Frame]:
+        """Several frames in one call, in the order asked. What is wrong with one of them stands in its `error`."""
+        request = BatchInferenceRequest(model_name=model_name, frame_ids=list(frame_ids))
+        for frame_id in request.frame_ids:
+            messages.check_frame_id(frame_id)
+        response = await self._unary(
+            "GenerateBatchInference", request, BatchInferenceResponse, timeout_s=timeout_s, metadata=metadata
+        )
+        if len(response.responses) != len(request.frame_ids):
+            raise ProtocolError(
+                f"the server answered {len(response.responses)} frames where {len(request.frame_ids)} were asked for"
+            )
+        return [messages.frame_of(answer, model_name=model_name) for answer in response.responses]
+
+    async def stream(
+        self,
+        model_name: str,
+        frame_ids: Iterable[int] | AsyncIterable[int],
+        *,
+        output: Output = Output.WHOLE_FRAME,
+        jpeg_quality: int | None = None,
+        timeout_s: float | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> AsyncIterator[Frame]:
+        """Frames as `frame_ids` asks for them, in that order. What is wrong with one of them stands in its `error`.
+
+        Reads `frame_ids` a little ahead of the answers; what it raises is raised here. Leaving the loop early cancels
+        the call. `timeout_s` is for the whole stream.
+        """
+        meta = self._merged(metadata)
+
+        async def requests() -> AsyncIterator[OptimizedInferenceRequest]:
+            async for frame_id in _iterate(frame_ids):
+                yield messages.frame_request(model_name, frame_id, output=output, jpeg_quality=jpeg_quality)
+
+        call = self._open().request(
+            messages.SERVICE + "StreamInference",
+            Cardinality.STREAM_STREAM,
+            OptimizedInferenceRequest,
+            OptimizedInferenceResponse,
+            timeout=timeout_s,
+            metadata=meta,
+        )
+        async with contextlib.aclosing(exchange(call, requests())) as responses:
+            while True:
+                try:
+                    response = await anext(responses)
+                except StopAsyncIteration:
+                    return
+                except RequestsError as failed:
+                    theirs = failed.error
+                    break
+                except CALL_ERRORS as error:
+                    raise self._translated(error, timeout_s) from error
+                yield messages.frame_of(response, model_name=model_name)
+        # not from within `except`, which would change its context
+        raise theirs
+
+    async def load_package(
+        self,
+        model_name: str,
+        path: str = "",
+        *,
+        timeout_s: float | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> ModelInfo:
+        """Load a package from the server's disk. `path` is relative to its folder of models; empty: the model's name.
+
+        Returns when it is ready to serve, which takes as long as decoding the videos does: there is no deadline unless
+        `timeout_s` sets one, and giving up stops the load. Raises PackageError, with the server's text, if the package
+        cannot be used.
+        """
+        response = await self._unary(
+            "LoadPackage",
+            LoadPackageRequest(model_name=model_name, package_path=path),
+            LoadPackageResponse,
+            timeout_s=timeout_s,
+            metadata=metadata,
+            repeatable=False,
+        )
+        return messages.model_info_of(response, model_name=model_name)
+
+    async def stats(
+        self, model_name: str, *, timeout_s: TimeoutS = NOT_GIVEN, metadata: Mapping[str, str] | None = None
+    ) -> ModelStats:
+        """Counts and times of one model. Raises ModelNotFoundError."""
+        request = StatsRequest(model_name=model_name)
+        response = await self._unary("GetStats", request, StatsResponse, timeout_s=timeout_s, metadata=metadata)
+        return messages.stats_of(response)
+
+    async def models(self, *, timeout_s: TimeoutS = NOT_GIVEN, metadata: Mapping[str, str] | None = None) -> list[str]:
+        """Names of the loaded models, sorted."""
+        response = await self._unary(
+            "ListModels", ListModelsRequest(), ListModelsResponse, timeout_s=timeout_s, metadata=metadata
+        )
+        return list(response.loaded_models)
+
+    async def health(self, *, timeout_s: TimeoutS = NOT_GIVEN, metadata: Mapping[str, str] | None = None) -> Health:
+        """Whether the server takes calls."""
+        response = await self._unary(
+            "HealthCheck", HealthRequest(), HealthResponse, timeout_s=timeout_s, metadata=metadata
+        )
+        return messages.health_of(response)
+
+    async def _unary(
+        self,
+        method: str,
+        request: betterproto.Message,
+        response_type: type[Answer],
+        *,
+        timeout_s: TimeoutS,
+        metadata: Mapping[str, str] | None,
+        repeatable: bool = True,
+    ) -> Answer:
+        limit_s = self._timeout_s if timeout_s is NOT_GIVEN else timeout_s
+        # one deadline, whether or not the call is repeated
+        deadline = None if limit_s is None else Deadline.from_timeout(limit_s)
+        meta = self._merged(metadata)
+
+        async def attempt() -> Answer:
+            async with self._open().request(
+                messages.SERVICE + method,
+                Cardinality.UNARY_UNARY,
+                type(request),
+                response_type,
+                deadline=deadline,
+                metadata=meta,
+            ) as call:
+                try:
+                    await call.send_message(request, end=True)
+                except (StreamTerminatedError, h2.exceptions.ProtocolError):
+                    # a server may refuse a request before it has read all of it; then its answer is here and says why
+                    if not call._send_request_done or call._stream.headers is None:
+                        raise
+                    call._end_done = True
+                response = await call.recv_message()
+                # leaving the block, grpclib would not look at the status if the connection is lost by now
+                await call.recv_trailing_metadata()
+            if response is None:
+                raise ProtocolError(f"the server at {self.address} answered without a message")
+            return response
+
+        try:
+            try:
+                return await _apart(attempt())
+            except StreamTerminatedError as error:
+                if not repeatable or not _worth_repeating(error):
+                    raise
+            return await _apart(attempt())
+        except CALL_ERRORS as error:
+            raise self._translated(error, limit_s) from error
+
+    def _open(self) -> GrpcChannel:
+        if self._closed:
+            raise ConnectionLostError(f"this client of {self.address} is closed; make a new one")
+        if self._channel is None:
+            # not before: a channel belongs to the event loop that runs when it is made
+            self._channel = GrpcChannel(
+                self._host,
+                self._port,
+                max_message_bytes=self._max_message_bytes,
+                codec=Codec(self._max_message_bytes),
+                status_details_codec=DetailsCodec(),
+            )
+        return self._channel
+
+    def _merged(self, metadata: Mapping[str, str] | None) -> dict[str, str]:
+        merged = {**self._metadata, **(metadata or {})}
+        try:
+            encode_metadata(merged)
+        except (TypeError, ValueError) as error:
+            raise InvalidRequestError(f"metadata cannot be sent: {error}") from error
+        return merged
+
+    def _translated(self, error: Exception, limit_s: float | None) -> LipsyncError:
+        late = DeadlineError(f"no answer from {self.address} within {limit_s} s")
+        match error:
+            case GRPCError(status=Status.DEADLINE_EXCEEDED, message=None):
+                return late
+            case GRPCError():
+                return from_grpc_error(error)
+            # a TimeoutError of the system's has a number: the connection could not be made, or broke
+            case TimeoutError(errno=None):
+                return late
+            case StreamResetError():
+                return ProtocolError(f"the server at {self.address} ended the call without an answer: {error}")
+            case StreamTerminatedError() | OSError():
+                reason = getattr(error, "strerror", None) or str(error)
+                return ConnectionLostError(
+                    f"no connection to {self.address} ({reason}); check that the server runs there"
+                )
+            case NotImplementedError():
+                return ProtocolError(f"the server at {self.address} sent a compressed message, which was not asked for")
+        return ProtocolError(f"the server at {self.address} broke the gRPC contract: {error}")
+
+
+CALL_ERRORS = (
+    GRPCError,
+    OSError,
+    StreamTerminatedError,
+    NotImplementedError,
+    GrpclibProtocolError,
+    h2.exceptions.ProtocolError,
+)
+"""What a call raises from grpclib and below it."""
+
+
+def _worth_repeating(error: StreamTerminatedError) -> bool:
+    """A lost connection is, for another one can be made; a refused call is, for it was not started."""
+    return not isinstance(error, StreamResetError) or error.code == ErrorCodes.REFUSED_STREAM
+
+
+async def _apart(work: Coroutine[Any, Any, Answer]) -> Answer:
+    """Await `work` in a task of its own.
+
+    grpclib ends a call by cancelling the task that waits for it, and leaves the task's count of cancellations raised;
+    in the caller's own task, asyncio.timeout and TaskGroup would take that for a cancellation from outside.
+    """
+    caller = asyncio.current_task()
+    assert caller is not None
+    cancellations = caller.cancelling()
+    try:
+        return await asyncio.create_task(work)
+    except Exception:
+        if caller.cancelling() > cancellations:
+            raise asyncio.CancelledError from None
+        raise
+
+
+async def _iterate(items: Iterable[int] | AsyncIterable[int]) -> AsyncIterator[int]:
+    if isinstance(items, AsyncIterable):
+        async for item in items:
+            yield item
+    else:
+        for item in items:
+            yield item

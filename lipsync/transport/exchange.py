@@ -1,0 +1,101 @@
+"""One call with a stream each way, as a client drives it.
+
+betterproto's stub sends in a task that nobody waits for: an exception in the caller's requests is lost there, and the
+call hangs. And grpclib ends a call by cancelling the task that waits for it, which must not be the caller's own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+import grpclib.client
+import h2.exceptions
+from grpclib.exceptions import StreamTerminatedError
+
+Request = TypeVar("Request")
+Response = TypeVar("Response")
+
+REQUESTS_AHEAD = 32
+"""Requests that are sent before their answers have been taken: enough to keep a server busy, and no more is read from
+the caller's iterator."""
+
+
+class RequestsError(Exception):
+    """Iterating over the caller's requests raised `error`; nothing is wrong with the call."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+        super().__init__(error)
+
+
+@dataclass(frozen=True)
+class _Failed:
+    error: Exception
+
+
+async def exchange(
+    call: grpclib.client.Stream[Request, Response], requests: AsyncIterator[Request]
+) -> AsyncGenerator[Response, None]:
+    """Send `requests`, yield the answers. Closing the generator cancels the call.
+
+    Raises RequestsError for what iterating over `requests` raises, and otherwise what grpclib raises.
+    """
+    ahead = asyncio.Semaphore(REQUESTS_AHEAD)
+    # one answer ahead of the reader; beyond it, HTTP/2 flow control holds the server back
+    answers: asyncio.Queue[Response | _Failed | None] = asyncio.Queue(1)
+
+    async def send() -> None:
+        while True:
+            await ahead.acquire()
+            try:
+                request = await anext(requests)
+            except StopAsyncIteration:
+                break
+            except Exception as error:
+                await answers.put(_Failed(RequestsError(error)))
+                return
+            try:
+                await call.send_message(request)
+            except (StreamTerminatedError, TimeoutError, h2.exceptions.ProtocolError):
+                return  # the receiving side tells why
+            except Exception as error:
+                await answers.put(_Failed(error))
+                return
+        try:
+            await call.end()
+        except (StreamTerminatedError, h2.exceptions.ProtocolError):
+            return
+
+    async def receive() -> None:
+        try:
+            async with call:
+                await call.send_request()
+                sender = asyncio.create_task(send())
+                try:
+                    async for response in call:
+                        await answers.put(response)
+                finally:
+                    sender.cancel()
+                    await asyncio.gather(sender, return_exceptions=True)
+                # A server may end the call before it has read everything; grpclib would not read its status then.
+                # Nor would it, leaving this block, if the connection is lost by now.
+                call._end_done = True
+                await call.recv_trailing_metadata()
+        except Exception as error:
+            await answers.put(_Failed(error))
+        else:
+            await answers.put(None)
+
+    receiver = asyncio.create_task(receive())
+    try:
+        while (answer := await answers.get()) is not None:
+            if isinstance(answer, _Failed):
+                raise answer.error
+            ahead.release()
+            yield answer
+    finally:
+        receiver.cancel()
+        await asyncio.gather(receiver, return_exceptions=True)

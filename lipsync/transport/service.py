@@ -1,0 +1,211 @@
+"""One method for each RPC: message in, engine call, message out."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from grpclib.const import Handler
+from grpclib.server import Stream
+from optimized_lipsyncsrv import (
+    BatchInferenceRequest,
+    BatchInferenceResponse,
+    HealthRequest,
+    HealthResponse,
+    ListModelsRequest,
+    ListModelsResponse,
+    LoadPackageRequest,
+    LoadPackageResponse,
+    OptimizedInferenceRequest,
+    OptimizedInferenceResponse,
+    OptimizedLipSyncServiceBase,
+    StatsRequest,
+    StatsResponse,
+)
+
+from lipsync.config import MODEL_NAME, ServerConfig
+from lipsync.errors import (
+    CheckpointError,
+    InternalError,
+    InvalidRequestError,
+    LipsyncError,
+    MediaError,
+    MessageTooLargeError,
+    ModelNotFoundError,
+    PackageError,
+    PermissionDeniedError,
+)
+from lipsync.transport import messages
+from lipsync.transport.backend import Backend
+from lipsync.transport.calls import Calls
+from lipsync.transport.ordered import ordered
+from lipsync.transport.status import row_of
+from lipsync.types import Frame, Health
+
+HEALTH_CHECK = messages.SERVICE + "HealthCheck"
+STREAM_INFERENCE = messages.SERVICE + "StreamInference"
+
+MAX_NAME_LENGTH = 64
+"""Longer names cannot be loaded (`lipsync.config.MODEL_NAME`), and are not repeated in full."""
+PACKAGE_FAULTS = (PackageError, CheckpointError, MediaError)
+"""What is wrong with a package is an answer to LoadPackage; anything else fails the call."""
+
+
+class Service(OptimizedLipSyncServiceBase):
+    """The service of the contract on top of a backend."""
+
+    def __init__(self, backend: Backend, config: ServerConfig) -> None:
+        self._backend = backend
+        self._config = config
+        self._started = time.monotonic()
+        self.calls = Calls(always=[HEALTH_CHECK])
+
+    def __mapping__(self) -> dict[str, Handler]:
+        return {path: self.calls.guard(path, handler) for path, handler in super().__mapping__().items()}
+
+    async def _call_rpc_handler_server_stream(
+        self, handler: Callable[..., Any], stream: Stream[Any, Any], request: Any
+    ) -> None:
+        # betterproto leaves the generator open when the call ends early: its `finally` would wait for the collector
+        async with contextlib.aclosing(handler(request)) as responses:
+            async for response in responses:
+                await stream.send_message(response)
+
+    async def generate_inference(
+        self, optimized_inference_request: OptimizedInferenceRequest
+    ) -> OptimizedInferenceResponse:
+        """One frame. What is wrong with the frame is an answer; overload and the like fail the call."""
+        request = optimized_inference_request
+        try:
+            return messages.frame_response(await self._frame(request))
+        except LipsyncError as error:
+            if not row_of(error).of_frame:
+                raise
+            return _failure(request, error)
+
+    async def generate_batch_inference(self, batch_inference_request: BatchInferenceRequest) -> BatchInferenceResponse:
+        """Several frames of one model in one call of the backend, which runs them as real batches."""
+        request, limit = batch_inference_request, self._config.max_batch_frames
+        if len(request.frame_ids) > limit:
+            raise InvalidRequestError(
+                f"a batch of {len(request.frame_ids)} frames is over the limit of {limit}; ask for fewer frames a call"
+            )
+        if not request.frame_ids:
+            return messages.batch_response([], total_ms=0.0)
+        start = time.perf_counter()
+        try:
+            frames = await self._backend.frames(_name(request.model_name), request.frame_ids)
+        except LipsyncError as error:
+            if not row_of(error).of_frame:
+                raise
+            name = request.model_name[:MAX_NAME_LENGTH]
+            frames = [Frame(name, frame_id, error=error) for frame_id in request.frame_ids]
+        total_bytes = sum(len(frame.jpeg) for frame in frames)
+        if total_bytes > self._config.max_message_bytes:
+            raise MessageTooLargeError(total_bytes, self._config.max_message_bytes)
+        responses = [messages.frame_response(frame) for frame in frames]
+        return messages.batch_response(responses, total_ms=(time.perf_counter() - start) * 1000)
+
+    async def stream_inference(
+        self, optimized_inference_request_iterator: AsyncIterator[OptimizedInferenceRequest]
+    ) -> AsyncIterator[OptimizedInferenceResponse]:
+        """Frames as they are asked for, several in flight, answers in request order. A frame's error is its answer."""
+        answers = ordered(optimized_inference_request_iterator, self._stream_frame, limit=self._config.stream_in_flight)
+        async with contextlib.aclosing(answers):
+            async for response in answers:
+                yield response
+
+    async def load_package(self, load_package_request: LoadPackageRequest) -> LoadPackageResponse:
+        """Load a package from below the folder of models."""
+        request = load_package_request
+        if MODEL_NAME.fullmatch(request.model_name) is None:
+            raise InvalidRequestError(
+                f"model_name is {request.model_name[: MAX_NAME_LENGTH + 1]!r}; "
+                f"expected 1 to {MAX_NAME_LENGTH} characters of A-Z a-z 0-9 . _ -"
+            )
+        path = request.package_path or request.model_name
+        root, folder = await asyncio.to_thread(package_folder, self._config.models, path)
+        try:
+            info = await self._backend.load(folder, name=request.model_name)
+        except PACKAGE_FAULTS as error:
+            # the server's paths stay here
+            text = str(error).replace(folder, path).replace(root, "models")
+            return messages.load_failure_response(request.model_name, text)
+        return messages.load_response(info)
+
+    async def get_stats(self, stats_request: StatsRequest) -> StatsResponse:
+        """Counts and times of one model."""
+        return messages.stats_response(self._backend.stats(_name(stats_request.model_name)))
+
+    async def list_models(self, list_models_request: ListModelsRequest) -> ListModelsResponse:
+        """The loaded models."""
+        names = sorted(model.name for model in self._backend.models())
+        return ListModelsResponse(loaded_models=names, count=len(names))
+
+    async def health_check(self, health_request: HealthRequest) -> HealthResponse:
+        """Whether the server takes calls. Answered while it drains, too."""
+        return messages.health_response(self.health())
+
+    def health(self) -> Health:
+        """The same, for this process."""
+        healthy = not self.calls.draining
+        return Health(
+            healthy=healthy,
+            status=messages.SERVING if healthy else messages.NOT_SERVING,
+            loaded_models=len(self._backend.models()),
+            uptime_s=int(time.monotonic() - self._started),
+        )
+
+    async def _frame(self, request: OptimizedInferenceRequest) -> Frame:
+        frame = await self._backend.frame(
+            _name(request.model_name),
+            request.frame_id,
+            output=messages.output_of(request),
+            jpeg_quality=messages.jpeg_quality_of(request),
+        )
+        return frame.raise_for_error()
+
+    async def _stream_frame(self, request: OptimizedInferenceRequest) -> OptimizedInferenceResponse:
+        try:
+            return messages.frame_response(await self._frame(request))
+        except LipsyncError as error:
+            return _failure(request, error)
+        except Exception as error:
+            return _failure(request, InternalError.logged(error, STREAM_INFERENCE))
+
+
+def _name(model_name: str) -> str:
+    """The name, if a model may have it."""
+    if len(model_name) > MAX_NAME_LENGTH:
+        raise ModelNotFoundError(model_name[:MAX_NAME_LENGTH] + "...").as_told(
+            f"model {model_name[:MAX_NAME_LENGTH]!r}... is not loaded; names have {MAX_NAME_LENGTH} characters at most"
+        )
+    return model_name
+
+
+def _failure(request: OptimizedInferenceRequest, error: LipsyncError) -> OptimizedInferenceResponse:
+    return messages.failure_response(request.model_name[:MAX_NAME_LENGTH], request.frame_id, error)
+
+
+def package_folder(models: str, path: str) -> tuple[str, str]:
+    """The folder of models and the one below it that a LoadPackage request means, links followed.
+
+    Raises PermissionDeniedError, whose text is the same whether or not anything is there.
+    """
+    denied = PermissionDeniedError(
+        "packages are loaded from below the server's folder of models alone; give a path relative to it"
+    )
+    if not models:
+        raise denied
+    root = os.path.realpath(models)
+    try:
+        folder = os.path.realpath(os.path.join(root, path))
+    except (OSError, ValueError):  # a null byte, for one
+        raise denied from None
+    if folder == root or os.path.commonpath([root, folder]) != root:
+        raise denied
+    return root, folder
