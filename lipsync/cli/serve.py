@@ -1,0 +1,104 @@
+"""`lipsync serve`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from collections.abc import Collection
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import torch
+
+import lipsync
+from lipsync.cli.demo import build_package
+from lipsync.cli.terminal import add_row, console, count, duration, error_console, make_table, progress_bars, size
+from lipsync.config import EngineConfig, ServerConfig
+from lipsync.demo.build import demo_package_folder
+from lipsync.engine.engine import Engine
+from lipsync.errors import ConfigError, LipsyncError
+from lipsync.transport.server import Server, serve
+from lipsync.types import ModelInfo
+
+LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
+async def run_server(
+    engine_config: EngineConfig, server_config: ServerConfig, packages: dict[str, Path], *, required: Collection[str]
+) -> None:
+    """Load packages, then serve until SIGTERM or SIGINT.
+
+    Raises what is wrong with the settings, or with a package that is `required`; others are left out.
+    """
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)  # until `serve` takes over
+    async with Engine(engine_config) as engine:
+        console.print(
+            f"lipsync {lipsync.__version__}, torch {torch.__version__} on {engine.device}, {os.cpu_count()} cores"
+        )
+        for name, folder in packages.items():
+            try:
+                with progress_bars(f"{name}:") as on_progress:
+                    info = await engine.load(folder, name=name, progress=on_progress)
+            except LipsyncError as error:
+                if name in required:
+                    raise
+                error_console.print(f"left out: {error}", markup=False)
+                continue
+            print_model(info)
+        n_loaded = len(engine.models())
+        if not n_loaded:
+            raise ConfigError(f"none of the packages in {server_config.models} can be used")
+        resident = psutil.Process().memory_info().rss
+        console.print(f"{count(n_loaded, 'model')} loaded; {size(resident)} of memory in use")
+        # From here on; what happened so far has been printed.
+        logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, stream=sys.stderr)
+        await serve(engine, server_config, ready=announce)
+    console.print("stopped")
+
+
+def announce(server: Server) -> None:
+    host, port = server.address
+    shown = f"[{host}]" if ":" in host else host
+    console.print(
+        f"listening on {shown}:{port} (gRPC, no TLS); try: lipsync check {shown}:{port}", markup=False, soft_wrap=True
+    )
+
+
+def find_packages(config: ServerConfig, names: tuple[str, ...]) -> tuple[ServerConfig, dict[str, Path]]:
+    """The packages to load, by name, and the configuration with its folder of models filled in.
+
+    Raises ConfigError if there is no such folder, or no such package in it.
+    """
+    if config.models:
+        folder = Path(config.models).absolute()
+    else:
+        demo = demo_package_folder()
+        folder = demo.parent
+        if not names or demo.name in names:
+            build_package(demo)
+    have = sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name[0] != ".") if folder.is_dir() else []
+    if not have:
+        raise ConfigError(
+            f"no model package in {folder}; give --models a folder that holds some, or leave it out for the demo"
+        )
+    for name in names:
+        if name not in have:
+            raise ConfigError(f"no package {name!r} in {folder}; it holds {', '.join(have)}")
+    return replace(config, models=str(folder)), {name: folder / name for name in names or have}
+
+
+def print_model(info: ModelInfo) -> None:
+    """What a model was loaded from, as a table."""
+    title = f"{info.name}: {info.frame_count} frames, loaded in {duration(info.load_ms)}"
+    right = ("on disk", "in memory", "time")
+    table = make_table(title, "role", "what", *right, right=right)
+    for part in info.parts:
+        memory = size(part.memory_bytes) if part.memory_bytes else "mapped"
+        add_row(table, part.role, part.detail, size(part.file_bytes), memory, duration(part.load_ms))
+    console.print(table)

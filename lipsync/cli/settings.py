@@ -1,0 +1,117 @@
+"""Settings from the command line, `LIPSYNC_*` variables and a file, in this order of rank, into the configuration."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+import click
+from pydantic import Field, ValidationError, create_model
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from lipsync.config import EngineConfig, ServerConfig
+from lipsync.errors import ConfigError
+
+ENVIRONMENT_PREFIX = "LIPSYNC_"
+OTHER_VARIABLES = {"LIPSYNC_ADDRESS", "LIPSYNC_CONFIG"}
+"""Variables that are no settings of the server: the address for clients, the file of settings."""
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class SettingInfo:
+    """One setting: its name, type and default, and what it means."""
+
+    name: str
+    type: type
+    default: Any
+    doc: str
+
+    @property
+    def option(self) -> str:
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def variable(self) -> str:
+        return ENVIRONMENT_PREFIX + self.name.upper()
+
+
+def _settings_of(config: type) -> list[SettingInfo]:
+    hints = get_type_hints(config)
+    return [
+        SettingInfo(field.name, hints[field.name], field.default, field.metadata["doc"])
+        for field in fields(config)
+        if field.default is not MISSING
+    ]
+
+
+SETTINGS = {setting.name: setting for config in (ServerConfig, EngineConfig) for setting in _settings_of(config)}
+"""Every setting by name: the tree is flat, so that a name is the same in the file, the variable and the option."""
+
+
+def setting_options(command: Command) -> Command:
+    """Give a command one option for each setting, not set by default."""
+    for setting in reversed(SETTINGS.values()):
+        shown = "" if setting.default == "" else f" [default: {setting.default}]"
+        command = click.option(setting.option, type=setting.type, default=None, help=setting.doc + shown)(command)
+    return command
+
+
+def _nearest(name: str, known: Mapping[str, object] | set[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.75)
+    return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(sorted(known))}"
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        values = tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise ConfigError(f"settings file {path} cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"settings file {path} is no TOML: {error}") from error
+    for name in values:
+        if name not in SETTINGS:
+            raise ConfigError(f"settings file {path}: unknown setting {name!r}; {_nearest(name, SETTINGS)}")
+    return values
+
+
+def _check_variables() -> None:
+    known = {setting.variable for setting in SETTINGS.values()} | OTHER_VARIABLES
+    for name in os.environ:
+        if name.startswith(ENVIRONMENT_PREFIX) and name not in known:
+            raise ConfigError(f"unknown variable {name}; {_nearest(name, known)}")
+
+
+def load_settings(file: Path | None, options: Mapping[str, Any]) -> tuple[EngineConfig, ServerConfig]:
+    """Build the configuration.
+
+    Args:
+        file: a TOML file of settings, if there is one.
+        options: from the command line; None means not given.
+    Raises ConfigError: an unknown setting (naming the nearest), a wrong type, a value out of range.
+    """
+    _check_variables()
+    from_file = _read_file(file) if file else {}
+    definitions: dict[str, Any] = {
+        name: (setting.type, Field(default=from_file.get(name, setting.default))) for name, setting in SETTINGS.items()
+    }
+    config = SettingsConfigDict(env_prefix=ENVIRONMENT_PREFIX, env_ignore_empty=True, validate_default=True)
+    base = type("Base", (BaseSettings,), {"model_config": config})
+    model: type[BaseSettings] = create_model("Settings", __base__=base, **definitions)
+    try:
+        values = model(**{name: value for name, value in options.items() if value is not None}).model_dump()
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        name = str(wrong["loc"][0]).lower()
+        raise ConfigError(f"setting {name} is {wrong['input']!r}: {wrong['msg']}") from error
+
+    def build(kind: type) -> Any:
+        return kind(**{setting.name: values[setting.name] for setting in _settings_of(kind)})
+
+    return build(EngineConfig), build(ServerConfig)
