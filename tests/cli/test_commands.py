@@ -1,0 +1,134 @@
+"""The command as a person types it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import lipsync
+from tests.packages import make_package
+from tests.serving import ServerProcess
+
+TIMEOUT_S = 60
+
+
+def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "lipsync", *arguments]
+    environment = {**os.environ, "COLUMNS": "160", **variables}
+    return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False, env=environment)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    make_package(folder / "anna", frames=12, seed=1, audio_encoder=True)
+    (folder / "broken").mkdir()
+    return folder
+
+
+def test_version_and_help() -> None:
+    assert run("--version").stdout == f"lipsync {lipsync.__version__}\n"
+    assert "lipsync serve --models packages/" in run("--help").stdout
+    for command in (["serve"], ["check"], ["package", "inspect"], ["demo"], ["doctor"]):
+        done = run(*command, "--help")
+        assert done.returncode == 0 and "Usage: " in done.stdout
+
+
+def test_inspect_shows_every_part(models: Path) -> None:
+    done = run("package", "inspect", str(models / "anna"))
+    assert done.returncode == 0, done.stderr
+    for expected in ("full_body", "640x360, 12 frames at 25 fps, h264", "ave features", "320 px", "audio_encoder"):
+        assert expected in done.stdout
+
+
+def test_inspect_for_programs(models: Path) -> None:
+    done = run("package", "inspect", str(models / "anna"), "--json")
+    found = json.loads(done.stdout)
+    assert found["usable"] and found["frame_count"] == 12 and found["crop_size"] == 328
+    assert found["audio"]["front_end"] == "ave" and found["files"]["full_body"] > 0
+
+
+def test_inspect_tells_what_is_wrong(models: Path) -> None:
+    done = run("package", "inspect", str(models / "broken"))
+    assert done.returncode == 1 and "the folder is empty" in done.stderr and "Traceback" not in done.stderr
+    done = run("package", "inspect", str(models / "broken"), "--json")
+    found = json.loads(done.stdout)
+    assert done.returncode == 1 and not found["usable"] and set(found["problems"][0]) == {"where", "found", "expected"}
+
+
+def test_doctor_looks_at_everything() -> None:
+    done = run("doctor", "--port", "0")
+    assert done.returncode == 0, done.stdout
+    for expected in ("Python", "device", "CPU", "memory", "Pillow-SIMD", "libjpeg-turbo", "codecs", "headers", "port"):
+        assert expected in done.stdout
+
+
+def test_doctor_names_a_taken_port() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        done = run("doctor", "--port", str(port))
+    assert done.returncode == 0 and f"{port} is taken" in done.stdout
+
+
+def test_serve_then_check_then_sigterm(models: Path, tmp_path: Path) -> None:
+    with ServerProcess("--models", str(models), "--load", "anna", "--port", "0") as server:
+        assert "full_body" in server.output and "640x360, 12 frames at 25 fps" in server.output
+        assert "of memory in use" in server.output and "cpu" in server.output
+        done = run("check", server.address, "--save", str(tmp_path / "first.jpg"))
+        assert done.returncode == 0, done.stdout + done.stderr
+        for expected in ("health", "models", "frame 0 of anna", "batch of 6", "stream of 20 at 50 fps", "stats"):
+            assert expected in done.stdout
+        assert "the model has 12 frames" in done.stdout  # 50 and 100 are skipped, and it says why
+        assert (tmp_path / "first.jpg").read_bytes().startswith(b"\xff\xd8")
+        done = run("check", server.address, "--model", "nobody")
+        assert done.returncode == 1 and "FAILED" in done.stdout and "'nobody' is not loaded" in done.stdout
+        assert server.stop(signal.SIGTERM) == 0
+    done = run("check", server.address)
+    assert done.returncode == 1 and "check that the server runs there" in done.stderr
+
+
+def test_serving_a_folder_leaves_out_what_cannot_be_used(models: Path) -> None:
+    with ServerProcess("--port", "0", LIPSYNC_MODELS=str(models)) as server:
+        assert "left out: model package" in server.output and "1 model loaded" in server.output
+        assert server.stop(signal.SIGINT) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("serve", "--models", "/nowhere"), "no model package in /nowhere"),
+        (("serve", "--device", "tpu"), "device is 'tpu'"),
+        (("serve", "--device", "cuda:77"), "device 'cuda:77' is not there"),
+        (("serve", "--port", "70000"), "port is 70000; expected 0 to 65535"),
+        (("check", "localhost:port"), "localhost:port"),
+    ],
+)
+def test_a_wrong_argument_is_one_line(arguments: tuple[str, ...], message: str) -> None:
+    done = run(*arguments)
+    assert done.returncode == 1
+    assert message in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_package_asked_for_by_name_must_be_there(models: Path) -> None:
+    done = run("serve", "--models", str(models), "--load", "zoe")
+    assert done.returncode == 1 and "no package 'zoe'" in done.stderr and "anna" in done.stderr
+    done = run("serve", "--models", str(models), "--load", "broken")
+    assert done.returncode == 1 and "the folder is empty" in done.stderr
+
+
+def test_a_taken_port_is_told(models: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        done = run("serve", "--models", str(models), "--load", "anna", "--port", port)
+    assert done.returncode == 1 and port in done.stderr and "Traceback" not in done.stderr

@@ -1,0 +1,75 @@
+"""Where settings come from, which wins, and what is said of a wrong one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lipsync.cli.settings import SETTINGS, load_settings
+from lipsync.config import EngineConfig, ServerConfig
+from lipsync.errors import ConfigError
+
+
+@pytest.fixture(autouse=True)
+def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    for setting in SETTINGS.values():
+        monkeypatch.delenv(setting.variable, raising=False)
+
+
+def test_without_anything_the_defaults_hold() -> None:
+    assert load_settings(None, {}) == (EngineConfig(), ServerConfig())
+
+
+def test_options_win_over_variables_and_variables_over_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "lipsync.toml"
+    file.write_text('port = 1\nhost = "127.0.0.2"\nmax_batch_size = 2\njpeg_quality = 70\n')
+    monkeypatch.setenv("LIPSYNC_PORT", "3")
+    monkeypatch.setenv("LIPSYNC_MAX_BATCH_SIZE", "4")
+    engine, server = load_settings(file, {"port": 5, "host": None})
+    assert (server.port, server.host) == (5, "127.0.0.2")
+    assert (engine.max_batch_size, engine.jpeg_quality) == (4, 70)
+
+
+def test_every_setting_can_be_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = {"device": "cpu", "host": "127.0.0.9", "models": "/packages", "grace_s": "2.5"}
+    for name, setting in SETTINGS.items():
+        value = given.get(name, str(setting.default + 1) if setting.type is int else None)
+        assert value is not None, name
+        monkeypatch.setenv(setting.variable, value)
+    engine, server = load_settings(None, {})
+    assert (engine.device, engine.max_batch_size) == ("cpu", EngineConfig().max_batch_size + 1)
+    assert (server.grace_s, server.models, server.port) == (2.5, "/packages", ServerConfig().port + 1)
+
+
+def test_names_are_one_namespace() -> None:
+    assert len(SETTINGS) == len(EngineConfig.__dataclass_fields__) + len(ServerConfig.__dataclass_fields__)
+    assert all(setting.doc.endswith(".") for setting in SETTINGS.values())
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("max_batchsize = 4\n", "unknown setting 'max_batchsize'; did you mean 'max_batch_size'"),
+        ("[server]\nport = 1\n", "unknown setting 'server'"),
+        ("port = 'many'\n", "setting port is 'many'"),
+        ("port = 70000\n", "port is 70000; expected 0 to 65535"),
+        ("jpeg_quality = 100\n", "jpeg_quality is 100; expected 1 to 95"),
+        ("port = \n", "is no TOML"),
+    ],
+)
+def test_a_wrong_file_is_told_by_name(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        load_settings(file, {})
+
+
+def test_a_missing_file_and_a_misspelt_variable_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_settings(tmp_path / "none.toml", {})
+    monkeypatch.setenv("LIPSYNC_PROT", "1")
+    with pytest.raises(ConfigError, match="LIPSYNC_PROT; did you mean 'LIPSYNC_PORT'"):
+        load_settings(None, {})

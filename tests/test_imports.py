@@ -1,0 +1,76 @@
+"""Who may import whom, read from the sources; and what `import lipsync` brings in."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "lipsync"
+
+# Imports go cli -> transport -> engine. The transport knows an engine by `transport/backend.py` alone, so that another
+# machine's engine can stand behind it, and installs without torch; the engine knows no contract, so that it is a
+# library of its own.
+BANNED = {
+    "transport": {"lipsync.engine", "lipsync.cli", "lipsync.demo", "torch", "numpy", "av", "PIL"},
+    "engine": {"lipsync.transport", "lipsync.cli", "optimized_lipsyncsrv", "grpclib", "betterproto"},
+    "errors.py": {"lipsync.engine", "lipsync.transport", "torch", "numpy", "grpclib", "betterproto"},
+    "types.py": {"lipsync.engine", "lipsync.transport", "torch", "numpy", "grpclib", "betterproto"},
+    "config.py": {"lipsync.engine", "lipsync.transport", "torch", "numpy", "grpclib", "betterproto"},
+}
+
+
+def sources(part: str) -> Iterator[Path]:
+    path = PACKAGE / part
+    return iter([path]) if path.is_file() else path.rglob("*.py")
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Every module that a source imports, inside functions too."""
+    package = ".".join(path.relative_to(ROOT).with_suffix("").parts[:-1])
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            module = ".".join([*above, *([node.module] if node.module else [])])
+            yield module
+            yield from (f"{module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("part", BANNED)
+def test_imports_go_one_way(part: str) -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {name}"
+        for path in sources(part)
+        for name in imported(path)
+        if any(name == banned or name.startswith(f"{banned}.") for banned in BANNED[part])
+    ]
+    assert not wrong
+
+
+def test_the_contract_imports_nothing_of_ours() -> None:
+    for path in (ROOT / "api").rglob("*.py"):
+        assert not [name for name in imported(path) if name.split(".")[0] == "lipsync"]
+
+
+def test_the_client_needs_no_engine() -> None:
+    heavy = ["torch", "numpy", "av", "PIL", "lipsync.engine", "lipsync.transport.server"]
+    code = f"import sys, lipsync; lipsync.Client; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment())
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_server_needs_no_engine() -> None:
+    code = "import sys; from lipsync import serve; print([name for name in ['torch', 'numpy'] if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment())
+    assert done.stdout.strip() == "[]"
+
+
+def environment() -> dict[str, str]:
+    return {"PYTHONPATH": f"{ROOT}:{ROOT / 'api'}"}
