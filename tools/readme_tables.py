@@ -1,0 +1,87 @@
+"""Write README.md's tables from what they describe, or check that they are up to date.
+
+    python tools/readme_tables.py            rewrites the tables in place
+    python tools/readme_tables.py --check    exits 1 if that would change anything
+
+The settings come from lipsync.config, the calls and fields from the comments of api/optimized_lipsyncsrv.proto.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from google.protobuf import descriptor_pb2
+
+from lipsync.cli.settings import SETTINGS
+
+ROOT = Path(__file__).resolve().parent.parent
+README = ROOT / "README.md"
+PROTO = ROOT / "api" / "optimized_lipsyncsrv.proto"
+
+
+def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    lines = [head, tuple("---" for _ in head), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines)
+
+
+def settings_table() -> str:
+    rows = []
+    for setting in SETTINGS.values():
+        default = f"`{setting.default}`" if setting.default != "" else ""
+        rows.append((f"`{setting.option}`", f"`{setting.variable}`", default, setting.doc))
+    return table(("option", "variable", "default", "meaning"), rows)
+
+
+def described_proto() -> descriptor_pb2.FileDescriptorProto:
+    """The contract with its comments."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder, "set.binpb")
+        arguments = ("-I", str(PROTO.parent), f"--descriptor_set_out={out}", "--include_source_info", PROTO.name)
+        subprocess.run([sys.executable, "-m", "grpc_tools.protoc", *arguments], check=True)
+        return descriptor_pb2.FileDescriptorSet.FromString(out.read_bytes()).file[0]
+
+
+def calls_table() -> str:
+    proto = described_proto()
+    # In a file descriptor, services are field 6, and methods field 2 of a service.
+    comments = {tuple(place.path): place.leading_comments for place in proto.source_code_info.location}
+    rows = []
+    for i, method in enumerate(proto.service[0].method):
+        request, answer = (name.rpartition(".")[2] for name in (method.input_type, method.output_type))
+        request = f"stream {request}" if method.client_streaming else request
+        answer = f"stream {answer}" if method.server_streaming else answer
+        doc = re.sub(r"\s+", " ", comments[6, 0, 2, i]).strip()
+        rows.append((f"`{method.name}`", f"`{request}` → `{answer}`", doc))
+    return table(("call", "messages", "what it does"), rows)
+
+
+TABLES = {"settings": settings_table, "calls": calls_table}
+
+
+def main() -> int:
+    before = text = README.read_text("utf-8")
+    for name, make in TABLES.items():
+        start, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
+        head, found_start, rest = text.partition(start)
+        _, found_end, tail = rest.partition(end)
+        if not found_start or not found_end:
+            print(f"README.md has no place for the table of {name} (between {start.strip()} and {end})")
+            return 1
+        text = f"{head}{start}{make()}\n{end}{tail}"
+    if "--check" in sys.argv:
+        if text == before:
+            print("README.md's tables are up to date")
+            return 0
+        print("README.md's tables differ from the code: run `make generate` and commit the result")
+        return 1
+    README.write_text(text, "utf-8")
+    print("wrote README.md's tables")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
