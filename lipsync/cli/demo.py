@@ -8,8 +8,10 @@ import io
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -50,9 +52,18 @@ class Received:
 
 
 def build_package(folder: Path | None) -> Path:
-    """The demo package's folder; drawn and built first if it is not there, with progress."""
-    with progress_bars("demo package:") as on_progress:
-        return build_demo_package(folder or demo_package_folder(), progress=on_progress)
+    """The demo package's folder; drawn and built first if it is not there, with progress.
+
+    In a thread, which Ctrl-C asks to stop: a KeyboardInterrupt inside compiled code may come out as something else.
+    """
+    stop = threading.Event()
+    with progress_bars("demo package:") as on_progress, ThreadPoolExecutor(1, "lipsync-build") as builder:
+        try:
+            target = folder or demo_package_folder()
+            return builder.submit(build_demo_package, target, on_progress, stop=stop).result()
+        except BaseException:
+            stop.set()
+            raise
 
 
 async def run_demo(out: Path, package: Path) -> bool:

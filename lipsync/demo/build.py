@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -52,6 +53,10 @@ FRAMES_AHEAD = 16
 N_DRAWERS = min(4, os.cpu_count() or 1)
 
 
+class BuildStopped(Exception):
+    """The caller's `stop` was set before the package was complete. Nothing of it is left on disk."""
+
+
 def _version() -> str:
     """Changes with anything that the package is made from: weights, recording, drawing."""
     digest = hashlib.sha256()
@@ -68,7 +73,9 @@ def demo_package_folder() -> Path:
     return Path(platformdirs.user_cache_dir("lipsync", appauthor=False)) / f"demo-{_version()}" / "demo"
 
 
-def build_demo_package(folder: Path | None = None, progress: Progress | None = None) -> Path:
+def build_demo_package(
+    folder: Path | None = None, progress: Progress | None = None, *, stop: threading.Event | None = None
+) -> Path:
     """Make the demo's model package, or find it made.
 
     It is built beside `folder` and moved there when complete: an interrupted build leaves nothing.
@@ -76,8 +83,12 @@ def build_demo_package(folder: Path | None = None, progress: Progress | None = N
     Args:
         folder: the package's own folder; by default one in the user's cache folder.
         progress: called with (stage, done, total) during the work; not called if there is none.
+        stop: set from another thread, it ends the work. Ctrl-C should do that, and not interrupt this function:
+            compiled code below it turns a KeyboardInterrupt into errors of its own.
     Returns the package's folder.
-    Raises PackageError if `folder` holds something else.
+    Raises:
+        PackageError: `folder` holds something else.
+        BuildStopped: `stop` was set.
     """
     target = Path(folder) if folder is not None else demo_package_folder()
     version = _version()
@@ -87,7 +98,7 @@ def build_demo_package(folder: Path | None = None, progress: Progress | None = N
     target.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
-        _build(draft, version, progress or _no_progress)
+        _build(draft, version, progress or _no_progress, stop or threading.Event())
         draft.chmod(0o755)  # mkdtemp made it private
         if _built_version(target) == version:  # another process was quicker
             shutil.rmtree(draft)
@@ -144,7 +155,9 @@ def _drawn_frames(poses: list[Pose], shapes: npt.NDArray[np.float32]) -> Iterato
             yield from drawers.map(draw_frame, poses[part], mouths[part])
 
 
-def _write_videos(folder: Path, frames: Iterator[Frame], total: int, progress: Progress) -> list[Frame]:
+def _write_videos(
+    folder: Path, frames: Iterator[Frame], total: int, progress: Progress, stop: threading.Event
+) -> list[Frame]:
     """The four videos. Returns the frames without their pictures' pixels."""
     sizes = {"full_body": (FRAME_WIDTH, FRAME_HEIGHT), "crops_328": (GEOMETRY.crop_size, GEOMETRY.crop_size)}
     drawn: list[Frame] = []
@@ -157,6 +170,8 @@ def _write_videos(folder: Path, frames: Iterator[Frame], total: int, progress: P
             stack.enter_context(container)
             tracks[role] = H264Track(container, width=width, height=height, fps=VIDEO_FPS, crf=crf, n_threads=1)
         for frame in frames:
+            if stop.is_set():
+                raise BuildStopped
             crop = resized_crop(frame.image.crop(frame.rectangle))
             face = face_of_crop(crop)
             masked = face.copy()
@@ -172,7 +187,7 @@ def _write_videos(folder: Path, frames: Iterator[Frame], total: int, progress: P
     return drawn
 
 
-def _build(folder: Path, version: str, progress: Progress) -> None:
+def _build(folder: Path, version: str, progress: Progress, stop: threading.Event) -> None:
     samples = read_wav(ASSETS / "speech.wav")
     n_frames = frame_count(len(samples))
 
@@ -183,7 +198,7 @@ def _build(folder: Path, version: str, progress: Progress) -> None:
     progress("listening", 1, 1)
 
     shapes = mouth_track(Timeline.load(ASSETS / "speech.json"), n_frames)
-    drawn = _write_videos(folder, _drawn_frames(pose_track(n_frames), shapes), n_frames, progress)
+    drawn = _write_videos(folder, _drawn_frames(pose_track(n_frames), shapes), n_frames, progress, stop)
     np.save(folder / FILES["landmarks"], np.stack([frame.landmarks for frame in drawn]))
     rectangles = {str(i): {"rect": list(frame.rectangle)} for i, frame in enumerate(drawn)}
     (folder / FILES["rectangles"]).write_text(json.dumps(rectangles) + "\n", encoding="utf-8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 
 import av
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from lipsync.demo import build
-from lipsync.demo.build import FILES, build_demo_package, demo_package_folder
+from lipsync.demo.build import FILES, BuildStopped, build_demo_package, demo_package_folder
 from lipsync.demo.speech import frame_count, read_wav
 from lipsync.errors import PackageError
 
@@ -82,10 +83,26 @@ def test_interrupted_build_leaves_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_stopped_build_leaves_nothing(tmp_path: Path) -> None:
+    """As Ctrl-C stops it: at the next frame."""
+    stop = threading.Event()
+    drawn: list[int] = []
+
+    def on_progress(stage: str, done: int, total: int) -> None:
+        if stage == "drawing":
+            drawn.append(done)
+            if done == 3:
+                stop.set()
+
+    with pytest.raises(BuildStopped):
+        build_demo_package(tmp_path / "package", on_progress, stop=stop)
+    assert drawn == [1, 2, 3] and not list(tmp_path.iterdir())
+
+
 def test_stale_package_is_rebuilt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that was made from other weights or another drawing."""
 
-    def draft(folder: Path, version: str, progress: object) -> None:
+    def draft(folder: Path, version: str, progress: object, stop: object) -> None:
         for name in FILES.values():
             (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_text(version, encoding="utf-8")
