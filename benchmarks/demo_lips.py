@@ -16,7 +16,8 @@ from lipsync.demo.evaluate import SHOWN, correlation_at, opening_while_speaking
 from lipsync.demo.presenter import crop_rectangle, draw_region, pose_track
 from lipsync.demo.speech import ASSETS, Timeline, read_wav
 from lipsync.engine.audio import audio_features, encoder_from_state_dict, feature_window
-from lipsync.engine.runtime import TorchRuntime
+from lipsync.engine.plan import InferencePlan, TorchOps
+from lipsync.engine.runtime import run_torch
 from lipsync.engine.unet import from_state_dict
 
 UNHEARD = Path(__file__).parents[1] / "tests" / "demo" / "unheard"
@@ -42,13 +43,13 @@ def main() -> None:
     wide = drawn > WIDE
     print(f"opening on wide vowels: median {np.median(painted[wide]):.0f} pixels, drawn {np.median(drawn[wide]):.0f}")
 
-    runtime = TorchRuntime(network, torch.device("cpu"))
+    plan, ops = InferencePlan[torch.Tensor](network), TorchOps(torch.device("cpu"), torch.float32)
     features = audio_features(encoder, samples)
     squares = []
     for i, pose in enumerate(pose_track(len(features))[:: len(features) // N_POSES][:N_POSES]):
         shown = face_of_crop(resized_crop(draw_region(pose, SHOWN[i % len(SHOWN)], crop_rectangle(pose)))).copy()
         window = torch.from_numpy(feature_window(features, i * 5)).reshape(1, 32, 16, 16)
-        moved = runtime.run(torch.from_numpy(shown)[None], window)[0]
+        moved = run_torch(plan, ops, torch.from_numpy(shown)[None], window)[0]
         squares.append(((moved[:UPPER_ROWS].astype(float) - shown[:UPPER_ROWS]) ** 2).mean())
     print(f"eyes and nose as drawn: {10 * np.log10(255**2 / np.mean(squares)):.1f} dB PSNR over {len(squares)} poses")
     print("weights: " + ", ".join(f"{name} {path.stat().st_size / 1e6:.2f} MB" for name, path in files.items()))

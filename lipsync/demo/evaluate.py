@@ -12,7 +12,8 @@ from lipsync.demo.presenter import CROP_SIZE, MAX_GAP, crop_rectangle, draw_regi
 from lipsync.demo.speech import CLOSED, Mouth, Timeline, mouth_track
 from lipsync.engine.audio import AudioEncoder, audio_features, feature_window
 from lipsync.engine.geometry import GEOMETRIES
-from lipsync.engine.runtime import TorchRuntime
+from lipsync.engine.plan import InferencePlan, TorchOps
+from lipsync.engine.runtime import run_torch
 from lipsync.engine.unet import UNet
 
 Float32 = npt.NDArray[np.float32]
@@ -35,7 +36,7 @@ def opening_while_speaking(
     drawn = mouth_track(timeline, len(features))[:, 0] * np.float32(MAX_GAP)
     poses = pose_track(len(features))
     painted: list[float] = []
-    runtime = TorchRuntime(network, torch.device("cpu"))
+    plan, ops = InferencePlan[torch.Tensor](network), TorchOps(torch.device("cpu"), torch.float32)
     for first in range(0, len(features), POSES_EVERY):
         pose, mouth = poses[first], SHOWN[first // POSES_EVERY % len(SHOWN)]
         rectangle = crop_rectangle(pose)
@@ -43,7 +44,7 @@ def opening_while_speaking(
         points = face_landmarks(landmarks(pose, mouth), rectangle)
         frames = range(first, min(first + POSES_EVERY, len(features)))
         windows = torch.from_numpy(np.stack([feature_window(features, frame) for frame in frames]))
-        moved = runtime.run(face.expand(len(frames), -1, -1, -1), windows.reshape(-1, 32, 16, 16))
+        moved = run_torch(plan, ops, face.expand(len(frames), -1, -1, -1), windows.reshape(-1, 32, 16, 16))
         painted += [mouth_opening(one, points) for one in moved]
     scale = CROP_SIZE / GEOMETRIES[320].crop_size
     return np.array(painted, np.float32) * np.float32(scale), drawn.astype(np.float32)

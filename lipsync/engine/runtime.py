@@ -1,30 +1,75 @@
-"""How the network is run: faces and feature windows in, faces out."""
+"""How the network is run: frames and feature windows in, moved faces out; and which way of running it is taken.
+
+Every way is a `Runtime`: CUDA graphs, OpenVINO on CPUs, plain torch everywhere. None is taken on trust: at load each is
+held against plain float32 torch on frames of the package, and one that is too far off is refused for the next.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import copy
-from collections.abc import Iterator
-from itertools import pairwise
+import importlib.util
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch import Tensor
 
-from lipsync.engine.geometry import GEOMETRIES, FaceGeometry
+from lipsync.engine.geometry import BORDER, FaceGeometry
+from lipsync.engine.plan import Conv, InferencePlan, TorchOps
 from lipsync.engine.unet import UNet
 from lipsync.errors import DeviceError
 
-CPU_FRAMES_AT_A_TIME = 1
-"""A CPU is slower the more frames go through together: their activations leave its caches. Measured by
-benchmarks/cpu_batch.py; docs/architecture.md has the numbers."""
+logger = logging.getLogger(__name__)
+
+UInt8 = npt.NDArray[np.uint8]
+Int32 = npt.NDArray[np.int32]
+
+MIN_PSNR_DB = 45.0
+"""Faces further than this from float32's are refused: at 45 dB a pixel is off by 1.4 of 255 on average (RMS)."""
+WIDE_NETWORK = 4_000_000
+"""Weights from which on 8 bits are tried on a CPU: a narrower network spends its time between the convolutions, and is
+slower so (benchmarks: the network alone). The full-width ones have 12 million."""
+N_SAMPLES = 5
+"""Frames of the package that a runtime is held against; every other one also tells the ranges of 8-bit layers."""
+
+
+@dataclass(frozen=True, eq=False)
+class FaceSet:
+    """The faces of one model, which its runtime may keep in a form of its own.
+
+    Attributes:
+        crops: (n, size + 8, size + 8, 3) uint8 RGB, on the CPU.
+        rectangles: (n, 4) int32: x1, y1, x2, y2 of each crop in its whole frame, ends exclusive.
+        geometry: of the face.
+        window_shape: of what the network hears: [channels, height, width].
+        windows: gives the package's own feature windows of some frames: (k, *window_shape) float32.
+    """
+
+    crops: Tensor
+    rectangles: Int32
+    geometry: FaceGeometry
+    window_shape: tuple[int, int, int]
+    windows: Callable[[Sequence[int]], Tensor]
+
+    def __len__(self) -> int:
+        return len(self.crops)
+
+    def face(self, frame_id: int) -> Tensor:
+        """(size, size, 3) uint8 RGB: a view of the crop less its border."""
+        return self.crops[frame_id, BORDER:-BORDER, BORDER:-BORDER]
 
 
 class Runtime(Protocol):
-    """One network on one device. Not thread-safe: one batch at a time."""
+    """One network on one device, for the faces of one model. Not thread-safe: one batch at a time."""
+
+    @property
+    def name(self) -> str:
+        """How the network is run, and in which precision: "openvino-int8"."""
 
     @property
     def device(self) -> str:
@@ -34,14 +79,26 @@ class Runtime(Protocol):
     def optimizations(self) -> tuple[str, ...]:
         """What makes it faster than plain float32, as it is at this moment."""
 
-    def run(self, faces: Tensor, windows: Tensor) -> npt.NDArray[np.uint8]:
+    @property
+    def gains_from_batches(self) -> bool:
+        """True if several frames at once take less time than one by one."""
+
+    @property
+    def resizes(self) -> bool:
+        """What `run` gives: True for crops at the size of their rectangles, False for faces without their border."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it keeps, on its device, beside the model's own crops: weights, features, copies of the crops."""
+
+    def run(self, frame_ids: Sequence[int], windows: Tensor) -> list[UInt8]:
         """Move the lips.
 
         Args:
-            faces: (n, size, size, 3) uint8 RGB, on the CPU.
-            windows: (n, *window) float32, on the CPU.
-        Returns (n, size, size, 3) uint8 RGB.
-        Raises DeviceError if the device ran out of memory.
+            frame_ids: of the faces.
+            windows: (len(frame_ids), *window_shape) float32, on the CPU.
+        Returns an array a frame, uint8 RGB, the caller's own: (size, size, 3), or (height, width, 3) of the crop
+            rectangle if the runtime `resizes`.
         """
 
 
@@ -62,44 +119,6 @@ def resolve_device(device: str) -> torch.device:
     return wanted
 
 
-def face_input(faces: Tensor, geometry: FaceGeometry) -> Tensor:
-    """What the network sees of a face: RGB in 0..1, then the same with the mouth rectangle blacked out.
-
-    Args:
-        faces: (n, size, size, 3) uint8 RGB.
-    Returns (n, 6, size, size) float32, channels last in memory, on the faces' device.
-    """
-    n, height, width, _ = faces.shape
-    pixels = torch.empty((n, height, width, 6), dtype=torch.float32, device=faces.device)
-    pixels[..., :3] = faces
-    pixels /= 255
-    pixels[..., 3:] = pixels[..., :3]
-    pixels[:, slice(*geometry.mask_y), slice(*geometry.mask_x), 3:] = 0
-    return pixels.permute(0, 3, 1, 2)
-
-
-def fold_batch_norms(network: UNet) -> UNet:
-    """A copy of the network without batch norms: at inference each is a scale and a shift, which the convolution
-    before it can do. The same numbers, up to float rounding."""
-    folded = copy.deepcopy(network).eval()
-    for module in list(folded.modules()):
-        children = list(module.named_children())
-        for (name, convolution), (norm_name, norm) in pairwise(children):
-            if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-                setattr(module, name, fuse_conv_bn_eval(convolution, norm))
-                setattr(module, norm_name, nn.Identity())
-    return folded
-
-
-def turn_to_rgb(network: UNet) -> None:
-    """Have a BGR network take and give RGB, by the order of its first and last weights. Exact, and changes it."""
-    first = next(module for module in network.inc.modules() if isinstance(module, nn.Conv2d))
-    first.weight.data = first.weight.data[:, [2, 1, 0, 5, 4, 3]]
-    last = network.outc.conv
-    assert last.bias is not None
-    last.weight.data, last.bias.data = last.weight.data.flip(0), last.bias.data.flip(0)
-
-
 @contextlib.contextmanager
 def device_errors(device: torch.device, doing: str) -> Iterator[None]:
     """What torch raises when a device has no memory left, as DeviceError."""
@@ -108,49 +127,177 @@ def device_errors(device: torch.device, doing: str) -> Iterator[None]:
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise DeviceError(f"{device} ran out of memory {doing}; lower max_batch_size, or load fewer models") from error
     except RuntimeError as error:
-        # The CPU's allocator has no exception of its own.
-        if "can't allocate memory" not in str(error):
+        # The CPU's allocator and that of pinned memory have no exception of their own.
+        if "can't allocate memory" not in str(error) and "out of memory" not in str(error):
             raise
         raise DeviceError(f"{device} ran out of memory {doing}; lower max_batch_size, or load fewer models") from error
 
 
-class TorchRuntime:
-    """Plain torch, float32: runs everywhere."""
+class _RecordingOps(TorchOps):
+    """Plain float32 torch that keeps the range of what each convolution reads, while `recording`."""
 
-    def __init__(self, network: UNet, device: torch.device) -> None:
-        self._device = device
-        self._geometry = GEOMETRIES[network.config.face_size]
-        with device_errors(device, "while the network was loaded"):
-            self._network = fold_batch_norms(network).to(device)
-            turn_to_rgb(self._network)
-        for parameter in self._network.parameters():
-            if parameter.ndim == 4:
-                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
-        self._pin = device.type == "cuda"
+    def __init__(self) -> None:
+        super().__init__(torch.device("cpu"), torch.float32)
+        self.recording = False
+        self.ranges: dict[str, tuple[float, float]] = {}
+
+    def conv(self, x: Tensor, conv: Conv, *, relu: bool = False, rows_padded: tuple[int, int] | None = None) -> Tensor:
+        if self.recording:
+            low, high = self.ranges.get(conv.name, (0.0, 0.0))
+            found_low, found_high = torch.aminmax(x)
+            self.ranges[conv.name] = min(low, float(found_low)), max(high, float(found_high))
+        return super().conv(x, conv, relu=relu, rows_padded=rows_padded)
+
+
+class Reference:
+    """What plain float32 torch makes of a few frames, computed when first asked for."""
+
+    def __init__(self, plan: InferencePlan[Tensor], faces: FaceSet) -> None:
+        self._plan = plan
+        self._faces = faces
+        self.frame_ids = sorted(set(np.linspace(0, len(faces) - 1, N_SAMPLES).astype(int).tolist()))
+
+    @cached_property
+    def _made(self) -> tuple[list[UInt8], dict[str, tuple[float, float]]]:
+        ops = _RecordingOps()
+        moved = []
+        for i, frame_id in enumerate(self.frame_ids):
+            ops.recording = i % 2 == 0
+            face, window = self._faces.face(frame_id)[None], self._faces.windows([frame_id])
+            moved.append(run_torch(self._plan, ops, face, window)[0])
+        return moved, ops.ranges
 
     @property
-    def device(self) -> str:
-        return str(self._device)
+    def ranges(self) -> dict[str, tuple[float, float]]:
+        """The lowest and highest value that each convolution reads on every other sample frame, by its name."""
+        return self._made[1]
 
-    @property
-    def optimizations(self) -> tuple[str, ...]:
-        always = ("folded_batch_norms", "channels_last")
-        return (*always, "pinned_memory") if self._pin else always
+    def psnr_db(self, runtime: Runtime) -> float:
+        """How close a runtime comes, over all sample frames: 10 log10(255² / mean squared difference)."""
+        made = runtime.run(self.frame_ids, self._faces.windows(self.frame_ids))
+        wanted = self._made[0]
+        if runtime.resizes:
+            wanted = [self._resized(*pair) for pair in zip(self.frame_ids, wanted, strict=True)]
+        squares = [np.square(a.astype(np.float32) - b).mean() for a, b in zip(made, wanted, strict=True)]
+        error = float(np.mean(squares))
+        return 10 * float(np.log10(255**2 / error)) if error else float("inf")
 
-    def run(self, faces: Tensor, windows: Tensor, *, frames_at_a_time: int | None = None) -> npt.NDArray[np.uint8]:
-        """As in Runtime. `frames_at_a_time` splits the batch; by default as is best for the device."""
-        if frames_at_a_time is None:
-            frames_at_a_time = CPU_FRAMES_AT_A_TIME if self._device.type == "cpu" else len(faces)
-        with device_errors(self._device, f"with a batch of {len(faces)} frames"), torch.inference_mode():
-            parts = zip(torch.split(faces, frames_at_a_time), torch.split(windows, frames_at_a_time), strict=True)
-            return np.concatenate([self._run(*part) for part in parts])
+    def _resized(self, frame_id: int, face: UInt8) -> UInt8:
+        from lipsync.engine.compositor import composite_crop
 
-    def _run(self, faces: Tensor, windows: Tensor) -> npt.NDArray[np.uint8]:
-        if self._pin:
-            faces, windows = faces.pin_memory(), windows.pin_memory()
-        face = face_input(faces.to(self._device, non_blocking=True), self._geometry)
-        predicted = self._network(face, windows.to(self._device, non_blocking=True))
-        # Truncated, not rounded, as the training recipe does.
-        rgb = (predicted.permute(0, 2, 3, 1) * 255).to(torch.uint8).contiguous()
-        moved: npt.NDArray[np.uint8] = rgb.cpu().numpy()
-        return moved
+        x1, y1, x2, y2 = self._faces.rectangles[frame_id].tolist()
+        return np.asarray(composite_crop(self._faces.crops[frame_id].numpy(), face, x2 - x1, y2 - y1))
+
+
+def run_torch(plan: InferencePlan[Tensor], ops: TorchOps, faces: Tensor, windows: Tensor) -> UInt8:
+    """The plan's whole flow on torch.
+
+    Args:
+        faces: (n, size, size, 3) uint8 RGB, on any device.
+        windows: (n, *window_shape) float32, on any device.
+    Returns (n, size, size, 3) uint8 RGB, truncated as in training.
+    """
+    with torch.inference_mode():
+        levels = plan.encode(ops, ops.place(faces).permute(0, 3, 1, 2), plan.n_levels)
+        height, width = windows.shape[2:]
+        moved = plan.decode(ops, levels, ops.place(windows), (height, width))
+        array: UInt8 = moved.permute(0, 2, 3, 1).to(torch.uint8).contiguous().cpu().numpy()
+    return array
+
+
+def runtime_names(device: torch.device) -> tuple[str, ...]:
+    """The ways of running a network that are present for a device, best first; the last always works."""
+    if device.type == "cuda":
+        return "cuda-float16", "cuda-float32"
+    from lipsync.engine.torch_runtime import torch_names
+
+    names = torch_names()
+    if importlib.util.find_spec("openvino") is not None:
+        from lipsync.engine.openvino_runtime import openvino_names
+
+        names = (*openvino_names(), *names)
+    return names
+
+
+def make_runtime(
+    name: str,
+    network: UNet,
+    faces: FaceSet,
+    device: torch.device,
+    *,
+    reference: Reference | None = None,
+    feature_budget_bytes: int = 0,
+    batch_sizes: Sequence[int] = (1,),
+) -> Runtime:
+    """One way of running a network, by a name that `runtime_names` gives; not held against float32.
+
+    Args:
+        reference: for the ranges of 8-bit layers; made if need be.
+        feature_budget_bytes: how much it may keep of what the encoder makes of frames.
+        batch_sizes: that CUDA graphs are made for.
+    """
+    kind, _, precision = name.partition("-")
+    plan = InferencePlan[Tensor](network)
+    if kind == "cuda":
+        from lipsync.engine.cuda_runtime import CudaRuntime
+
+        return CudaRuntime(plan, faces, device, precision, batch_sizes=batch_sizes)
+    if kind == "openvino":
+        from lipsync.engine.openvino_runtime import OpenVinoRuntime
+
+        ranges = (reference or Reference(plan, faces)).ranges if precision == "int8" else {}
+        return OpenVinoRuntime(plan, faces, precision, ranges, feature_budget_bytes=feature_budget_bytes)
+    from lipsync.engine.torch_runtime import TorchRuntime
+
+    return TorchRuntime(plan, faces, device, precision)
+
+
+@dataclass(frozen=True)
+class ChosenRuntime:
+    """A runtime that stood the test. `psnr_db`: how close to float32 it is; infinite if it is float32 torch itself."""
+
+    runtime: Runtime
+    psnr_db: float
+
+
+def choose_runtime(
+    wanted: str,
+    network: UNet,
+    faces: FaceSet,
+    device: torch.device,
+    *,
+    feature_budget_bytes: int = 0,
+    batch_sizes: Sequence[int] = (1,),
+) -> ChosenRuntime:
+    """The best way of running a network that is present and close enough to float32.
+
+    Args:
+        wanted: "auto", a kind ("openvino", "torch", "cuda") or a full name ("openvino-bf16").
+    Raises DeviceError if what is wanted is not there, or nothing of it is close enough.
+    """
+    names = runtime_names(device)
+    candidates = [name for name in names if wanted == "auto" or wanted in (name, name.partition("-")[0])]
+    if not candidates:
+        raise DeviceError(f"runtime {wanted!r} is not there on {device}; there is {', '.join(names)}, or use auto")
+    plan = InferencePlan[Tensor](network)
+    if wanted not in names and plan.n_weights < WIDE_NETWORK:
+        candidates = [name for name in candidates if not name.endswith("-int8")]
+    reference = Reference(plan, faces)
+    for name in candidates:
+        runtime = make_runtime(
+            name,
+            network,
+            faces,
+            device,
+            reference=reference,
+            feature_budget_bytes=feature_budget_bytes,
+            batch_sizes=batch_sizes,
+        )
+        if name == "torch-float32":
+            return ChosenRuntime(runtime, float("inf"))
+        psnr_db = reference.psnr_db(runtime)
+        if psnr_db >= MIN_PSNR_DB:
+            return ChosenRuntime(runtime, psnr_db)
+        logger.warning("%s is refused: %.1f dB from float32 on this package, %.0f wanted", name, psnr_db, MIN_PSNR_DB)
+        del runtime  # before the next one needs the device's memory
+    raise DeviceError(f"runtime {wanted!r} is too far from float32 on this package; use auto")

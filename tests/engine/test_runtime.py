@@ -1,66 +1,153 @@
-"""The network as it is run: what goes in, what comes out, and that speed changes no pixel."""
+"""Every way of running the network gives the trained network's faces; what comes too far from them is refused."""
 
 from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
+from lipsync.engine import runtime as runtime_module
 from lipsync.engine.geometry import GEOMETRIES
-from lipsync.engine.runtime import TorchRuntime, face_input, fold_batch_norms, resolve_device
+from lipsync.engine.plan import InferencePlan
+from lipsync.engine.runtime import (
+    MIN_PSNR_DB,
+    FaceSet,
+    Reference,
+    choose_runtime,
+    make_runtime,
+    resolve_device,
+    runtime_names,
+)
+from lipsync.engine.torch_runtime import TorchRuntime
 from lipsync.engine.unet import UNet
 from lipsync.errors import DeviceError
-from tests.golden.fill import audio, fill
-from tests.packages import network_config
+from tests.engine.test_plan import filled, network_input
+from tests.golden.fill import audio
+from tests.packages import pictures
+
+CPU = torch.device("cpu")
+N_FACES = 6
 
 
-def filled(crop: int, front_end: str) -> UNet:
-    net = UNet(network_config(crop, front_end, 0.125))
-    net.load_state_dict(fill(net.state_dict(), 5))
-    return net.eval()
+def face_set(net: UNet, front_end: str = "ave") -> FaceSet:
+    size = net.config.face_size
+    crops = torch.from_numpy(np.stack(pictures(N_FACES, size + 8, size + 8, seed=3)))
+    shape = net.config.audio_shapes[front_end]
+
+    def windows(frame_ids: Sequence[int]) -> torch.Tensor:
+        return torch.cat([audio(1, shape, frame_id) for frame_id in frame_ids])
+
+    rectangles = np.tile(np.array([10, 20, 250, 260], np.int32), (N_FACES, 1))
+    return FaceSet(crops, rectangles, GEOMETRIES[size], shape, windows)
 
 
-@pytest.mark.parametrize(("size", "columns", "rows"), [(320, (5, 314), (5, 309)), (160, (5, 154), (5, 149))])
-def test_the_network_sees_the_face_and_then_the_face_without_the_mouth(
-    size: int, columns: tuple[int, int], rows: tuple[int, int]
-) -> None:
-    faces = torch.from_numpy(np.random.default_rng(0).integers(1, 256, (2, size, size, 3), dtype=np.uint8))
-    seen = face_input(faces, GEOMETRIES[size])
-    assert seen.shape == (2, 6, size, size) and seen.dtype == torch.float32
-    assert seen.is_contiguous(memory_format=torch.channels_last)
-    for channel in range(3):
-        assert torch.equal(seen[:, channel], faces[..., channel] / 255)
-    dark = (seen[:, 3:] == 0).all(dim=1)
-    expected = torch.zeros(size, size, dtype=torch.bool)
-    expected[rows[0] : rows[1] + 1, columns[0] : columns[1] + 1] = True
-    assert torch.equal(dark[0], expected) and torch.equal(dark[1], expected)
-    assert torch.equal(seen[:, 3:][:, :, ~expected], seen[:, :3][:, :, ~expected])
+def expected_faces(net: UNet, faces: FaceSet, frame_ids: list[int]) -> np.ndarray:
+    """Of the trained network itself, RGB, not yet truncated."""
+    batch = torch.stack([faces.face(frame_id) for frame_id in frame_ids])
+    with torch.inference_mode():
+        bgr = net(network_input(batch), faces.windows(frame_ids)) * 255
+    return bgr.permute(0, 2, 3, 1).numpy()[..., ::-1]
 
 
+def psnr(a: np.ndarray, b: np.ndarray) -> float:
+    return float(10 * np.log10(255**2 / max(np.square(a.astype(float) - b).mean(), 1e-9)))
+
+
+@pytest.mark.parametrize("name", runtime_names(CPU))
 @pytest.mark.parametrize(("crop", "front_end"), [(328, "ave"), (168, "hubert")])
-def test_folding_batch_norms_changes_nothing_that_counts(crop: int, front_end: str) -> None:
+def test_every_runtime_gives_the_networks_faces(name: str, crop: int, front_end: str) -> None:
     net = filled(crop, front_end)
-    folded = fold_batch_norms(net)
-    assert not [module for module in folded.modules() if isinstance(module, nn.BatchNorm2d)]
-    assert [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]  # the original is left alone
-    face = torch.rand(2, 6, net.config.face_size, net.config.face_size)
-    window = audio(2, net.config.audio_shapes[front_end], 1)
-    with torch.inference_mode():
-        assert (net(face, window) - folded(face, window)).abs().max() < 1e-4
+    faces = face_set(net, front_end)
+    runtime = make_runtime(name, net, faces, CPU)
+    frame_ids = [4, 0, 3]
+    made = runtime.run(frame_ids, faces.windows(frame_ids))
+    assert runtime.name == name and runtime.device == "cpu" and runtime.nbytes > 0
+    assert [face.shape for face in made] == 3 * [(net.config.face_size, net.config.face_size, 3)]
+    assert all(face.dtype == np.uint8 for face in made)
+    first = [face.copy() for face in made]
+    runtime.run([1, 2], faces.windows([1, 2]))  # what was given is the caller's own
+    assert all(np.array_equal(*pair) for pair in zip(made, first, strict=True))
+    exact = expected_faces(net, faces, frame_ids)
+    assert psnr(np.stack(made), np.floor(exact)) > (35 if "int8" in name else 40)
+    if name.endswith("float32"):
+        # Truncated, not rounded: never above, and less than one below, up to the rounding of another order of sums.
+        assert (np.stack(made) <= exact + 0.02).all() and (np.stack(made) > exact - 1.02).all()
 
 
-def test_output_is_rgb_truncated_not_rounded() -> None:
+@pytest.mark.parametrize("name", [name for name in runtime_names(CPU) if "openvino" in name])
+def test_kept_features_change_nothing(name: str) -> None:
+    """A frame that comes again is the same frame, whichever levels are kept; and the budget is kept to."""
     net = filled(328, "ave")
-    faces = torch.from_numpy(np.random.default_rng(1).integers(0, 256, (3, 320, 320, 3), dtype=np.uint8))
-    windows = audio(3, (32, 16, 16), 2)
-    moved = TorchRuntime(net, torch.device("cpu")).run(faces, windows)
-    assert moved.shape == (3, 320, 320, 3) and moved.dtype == np.uint8
-    with torch.inference_mode():
-        plain = net(face_input(faces.flip(3), GEOMETRIES[320]), windows)  # the network itself takes BGR
-    exact = (plain * 255).permute(0, 2, 3, 1).numpy()[..., ::-1]
-    # Never above, and less than one below: up to the rounding of another order of sums.
-    assert (moved <= exact + 0.02).all() and (moved > exact - 1.02).all()
+    faces = face_set(net)
+    plain = make_runtime(name, net, faces, CPU)
+    assert "encoder_features" not in plain.optimizations
+    wanted = plain.run([1, 2], faces.windows([1, 2]))
+    for budget in (200_000, 2_000_000, 20_000_000):
+        keeping = make_runtime(name, net, faces, CPU, feature_budget_bytes=budget)
+        before = keeping.nbytes
+        assert "encoder_features" in keeping.optimizations
+        for _ in range(2):
+            for one, other in zip(keeping.run([1, 2], faces.windows([1, 2])), wanted, strict=True):
+                assert psnr(one, other) > 50
+        assert before < keeping.nbytes <= before + budget
+        # Another audio over a kept face.
+        assert psnr(keeping.run([1], faces.windows([5]))[0], plain.run([1], faces.windows([5]))[0]) > 50
+
+
+def test_the_best_that_is_close_enough_is_chosen(caplog: pytest.LogCaptureFixture) -> None:
+    net = filled(328, "ave")
+    faces = face_set(net)
+    chosen = choose_runtime("auto", net, faces, CPU)
+    assert chosen.psnr_db >= MIN_PSNR_DB
+    assert not chosen.runtime.name.endswith("int8")  # a narrow network gains nothing from it
+    plain = choose_runtime("torch-float32", net, faces, CPU)
+    assert plain.runtime.name == "torch-float32" and plain.psnr_db == float("inf")
+
+
+def test_what_is_too_far_off_is_refused_and_said(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A runtime whose faces are wrong is passed over for the next, down to float32."""
+    net = filled(328, "ave")
+    faces = face_set(net)
+
+    class Wrong(TorchRuntime):
+        def run(self, frame_ids: Sequence[int], windows: torch.Tensor) -> list[np.ndarray]:
+            return [255 - face for face in super().run(frame_ids, windows)]
+
+    def make_wrong(name: str, network: UNet, faces: FaceSet, device: torch.device, **options: object) -> TorchRuntime:
+        kind = TorchRuntime if name == "torch-float32" else Wrong
+        return kind(InferencePlan[torch.Tensor](network), faces, device, "float32")
+
+    monkeypatch.setattr(runtime_module, "make_runtime", make_wrong)
+    with caplog.at_level(logging.WARNING):
+        chosen = choose_runtime("auto", net, faces, CPU)
+    assert type(chosen.runtime) is TorchRuntime and chosen.psnr_db == float("inf")
+    refused = [record.getMessage() for record in caplog.records]
+    assert len(refused) == len([name for name in runtime_names(CPU) if "int8" not in name]) - 1
+    assert all("is refused" in message and "dB from float32" in message for message in refused)
+    bad = next(name for name in runtime_names(CPU) if name != "torch-float32")
+    with pytest.raises(DeviceError, match="too far from float32"):
+        choose_runtime(bad, net, faces, CPU)
+
+
+def test_a_runtime_that_is_not_there_is_named() -> None:
+    net = filled(328, "ave")
+    with pytest.raises(DeviceError, match=r"'cuda' is not there on cpu; there is .*torch-float32"):
+        choose_runtime("cuda", net, face_set(net), CPU)
+
+
+def test_the_reference_is_the_trained_network() -> None:
+    net = filled(328, "ave")
+    faces = face_set(net)
+    reference = Reference(InferencePlan[torch.Tensor](net), faces)
+    assert reference.psnr_db(make_runtime("torch-float32", net, faces, CPU)) == float("inf")
+    exact = expected_faces(net, faces, reference.frame_ids)
+    assert psnr(np.stack(reference._made[0]), np.floor(exact)) > 60
+    assert all(low <= 0 <= high for low, high in reference.ranges.values())
 
 
 def test_a_device_that_is_not_there_is_named() -> None:

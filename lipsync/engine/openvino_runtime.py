@@ -1,0 +1,222 @@
+"""OpenVINO: the fastest way on CPUs. The graph is built here, operation by operation: nothing is converted or exported.
+
+In 8 bits, convolutions read what the one before wrote as 256 steps between the lowest and highest value seen on frames
+of the package; those of the finest tones (`InferencePlan.finest`) and whatever reads the audio as it comes stay bf16.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import openvino as ov
+from openvino import opset15 as op
+from torch import Tensor
+
+from lipsync.engine.plan import Conv, InferencePlan
+from lipsync.engine.runtime import FaceSet, UInt8
+
+Node = Any
+"""An `ov.Output` or `ov.Node`: OpenVINO's functions take and give either."""
+Features = list[npt.NDArray[Any]]
+"""Encoder levels of one frame, as bf16 in whatever type numpy shows them."""
+
+PRECISION_HINTS = {"int8": "bf16", "bf16": "bf16", "float32": "f32"}
+RANGE_MARGIN = 1.2
+"""How much further than on the sample frames 8-bit layers reach. Costs under 1 dB, and other speech is louder."""
+N_STRIPS = 16
+"""Row strips of the last step up: 20 rows of 128 channels in bf16 are 1.6 MB, two cores' second-level caches."""
+BF16_BYTES = 2
+
+
+@functools.cache
+def _core() -> Any:
+    return ov.Core()
+
+
+def openvino_names() -> tuple[str, ...]:
+    """What OpenVINO offers on this CPU, best first."""
+    if "BF16" in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        return "openvino-int8", "openvino-bf16", "openvino-float32"
+    return ("openvino-float32",)
+
+
+class OpenVinoOps:
+    """The operations of a plan, as nodes of an OpenVINO graph."""
+
+    n_strips = N_STRIPS
+
+    def __init__(self, ranges: Mapping[str, tuple[float, float]]) -> None:
+        self._ranges = ranges
+
+    def conv(self, x: Node, conv: Conv, *, relu: bool = False, rows_padded: tuple[int, int] | None = None) -> Node:
+        above, below = rows_padded or (conv.padding, conv.padding)
+        where = (list(conv.stride), [above, conv.padding], [below, conv.padding], [1, 1])
+        weight = conv.weight.numpy()
+        if conv.groups > 1:
+            n_out, n_in, *size = weight.shape
+            weight = weight.reshape(conv.groups, n_out // conv.groups, n_in, *size)
+        kernel = op.constant(weight)
+        if conv.name in self._ranges:
+            x = _in_8_bits(x, *self._ranges[conv.name])
+            kernel = _weights_in_8_bits(weight, n_channel_axes=1 if conv.groups == 1 else 2)
+        convolve = op.convolution if conv.groups == 1 else op.group_convolution
+        y = op.add(convolve(x, kernel, *where), op.constant(conv.bias.numpy().reshape(1, -1, 1, 1)))
+        return op.relu(y) if relu else y
+
+    def add(self, x: Node, y: Node) -> Node:
+        return op.add(x, y)
+
+    def concat(self, x: Node, y: Node) -> Node:
+        return op.concat([x, y], 1)
+
+    def rows(self, x: Node, start: int, stop: int) -> Node:
+        return op.slice(x, _ints(start), _ints(stop), _ints(1), _ints(2))
+
+    def join_rows(self, strips: list[Node]) -> Node:
+        return op.concat(strips, 2)
+
+    def twice_the_size(self, x: Node) -> Node:
+        return op.interpolate(
+            x,
+            op.constant(np.array([2, 2], np.float32)),
+            "linear_onnx",
+            "scales",
+            coordinate_transformation_mode="align_corners",
+            axes=_ints(2, 3),
+        )
+
+    def mask(self, x: Node, mask: Tensor) -> Node:
+        return op.multiply(x, op.constant(mask.numpy()))
+
+    def sigmoid_255(self, x: Node) -> Node:
+        return op.multiply(op.sigmoid(x), op.constant(np.float32(255)))
+
+
+def _ints(*values: int) -> Node:
+    return op.constant(np.array(values, np.int64))
+
+
+def _in_8_bits(x: Node, low: float, high: float) -> Node:
+    """256 steps from `low` to `high`, with zero on one of them, so that padding stays zero."""
+    low, high = low * RANGE_MARGIN, max(high * RANGE_MARGIN, 1e-6)
+    step = (high - low) / 255
+    zero = round(-low / step)
+    bounds = [op.constant(np.float32(steps * step)) for steps in (-zero, 255 - zero)]
+    return op.fake_quantize(x, *bounds, *bounds, 256)
+
+
+def _weights_in_8_bits(weight: npt.NDArray[np.float32], n_channel_axes: int) -> Node:
+    """255 steps between minus and plus the largest weight of each output channel."""
+    axes = tuple(range(n_channel_axes, weight.ndim))
+    limit = np.maximum(np.abs(weight).max(axis=axes, keepdims=True), np.float32(1e-12))
+    bounds = [op.constant(-limit), op.constant(limit)]
+    return op.fake_quantize(op.constant(weight), *bounds, *bounds, 255)
+
+
+class OpenVinoRuntime:
+    """Frames go through one by one, on all cores.
+
+    With a feature budget, what the encoder makes of a frame is kept, from the finest level down for which all frames
+    fit: a frame that comes again skips that part of the network.
+    """
+
+    gains_from_batches = False
+    resizes = False
+    device = "cpu"
+
+    def __init__(
+        self,
+        plan: InferencePlan[Node],
+        faces: FaceSet,
+        precision: str,
+        ranges: Mapping[str, tuple[float, float]],
+        *,
+        feature_budget_bytes: int = 0,
+    ) -> None:
+        self._faces = faces
+        self._precision = precision
+        fine = (*plan.finest, "audio.0.expand")
+        ops = OpenVinoOps({name: bounds for name, bounds in ranges.items() if not name.startswith(fine)})
+        self._first_kept = _first_kept_level(plan, len(faces), feature_budget_bytes)
+        kept = range(self._first_kept, plan.n_levels)
+        self._features: dict[int, Features] = {}
+        self._whole = self._compile(_graph(plan, ops, faces, kept_levels=kept, kept_given=False))
+        self._rest: Any = self._compile(_graph(plan, ops, faces, kept_levels=kept, kept_given=True)) if kept else None
+        self._weight_bytes = _count_weight_bytes(plan, precision) * (2 if kept else 1)
+
+    def _compile(self, model: Any) -> Any:
+        hints = {
+            "INFERENCE_PRECISION_HINT": PRECISION_HINTS[self._precision],
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": 1,
+        }
+        request = _core().compile_model(model, "CPU", hints).create_infer_request()
+        for i, port in enumerate(request.model_inputs):
+            request.set_input_tensor(i, ov.Tensor(port.get_element_type(), port.get_shape()))
+        return request
+
+    @property
+    def name(self) -> str:
+        return f"openvino-{self._precision}"
+
+    @property
+    def optimizations(self) -> tuple[str, ...]:
+        low = () if self._precision == "float32" else (self._precision,)
+        kept = ("encoder_features",) if self._rest is not None else ()
+        return ("openvino", *low, "folded_batch_norms", "composed_convolutions", "row_strips", *kept)
+
+    @property
+    def nbytes(self) -> int:
+        return self._weight_bytes + sum(level.nbytes for levels in self._features.values() for level in levels)
+
+    def run(self, frame_ids: Sequence[int], windows: Tensor) -> list[UInt8]:
+        return [self._run(*each) for each in zip(frame_ids, windows.numpy(), strict=True)]
+
+    def _run(self, frame_id: int, window: npt.NDArray[np.float32]) -> UInt8:
+        features = self._features.get(frame_id)
+        request = self._whole if features is None else self._rest
+        inputs = [self._faces.face(frame_id).numpy()[None], window[None], *(features or ())]
+        for i, value in enumerate(inputs):
+            request.get_input_tensor(i).data[:] = value
+        request.infer()
+        if features is None and self._rest is not None:
+            n_outputs = len(request.model_outputs)
+            self._features[frame_id] = [request.get_output_tensor(i).data.copy() for i in range(1, n_outputs)]
+        moved: UInt8 = request.get_output_tensor(0).data[0].copy()
+        return moved
+
+
+def _first_kept_level(plan: InferencePlan[Node], n_frames: int, budget_bytes: int) -> int:
+    """The finest level from which on all frames' features fit into the budget; `n_levels` if none does."""
+    first, total = plan.n_levels, 0
+    while first > 1:
+        total += n_frames * BF16_BYTES * int(np.prod(plan.level_shape(first - 1)))
+        if total > budget_bytes:
+            break
+        first -= 1
+    return first
+
+
+def _graph(plan: InferencePlan[Node], ops: OpenVinoOps, faces: FaceSet, *, kept_levels: range, kept_given: bool) -> Any:
+    """Inputs: face, window, and the kept levels if given. Outputs: the moved face, and the kept levels if not."""
+    size = faces.geometry.face_size
+    face = op.parameter([1, size, size, 3], ov.Type.u8)
+    window = op.parameter([1, *faces.window_shape], ov.Type.f32)
+    given = [op.parameter([1, *plan.level_shape(i)], ov.Type.bf16) for i in kept_levels] if kept_given else []
+    x = op.transpose(op.convert(face, "f32"), _ints(0, 3, 1, 2))
+    levels = plan.encode(ops, x, kept_levels.start if kept_given else plan.n_levels)
+    levels += [op.convert(level, "f32") for level in given]
+    moved = plan.decode(ops, levels, window, faces.window_shape[1:])
+    # To integers by truncation, as in training.
+    outputs = [op.convert(op.transpose(moved, _ints(0, 2, 3, 1)), "u8")]
+    if not kept_given:
+        outputs += [op.convert(levels[i], "bf16") for i in kept_levels]
+    return ov.Model(outputs, [face, window, *given], "lipsync")
+
+
+def _count_weight_bytes(plan: InferencePlan[Node], precision: str) -> int:
+    return plan.n_weights * {"int8": 1, "bf16": 2, "float32": 4}[precision]
