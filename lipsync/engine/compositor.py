@@ -6,11 +6,14 @@ replaces that rectangle of the frame: the training recipe's own steps, with Pill
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
 from lipsync.engine.geometry import BORDER
+from lipsync.engine.rectangles import Rectangle
 
 UInt8 = npt.NDArray[np.uint8]
 
@@ -34,7 +37,7 @@ def composite_crop(crop: UInt8, face: UInt8, width: int, height: int) -> Image.I
     return merged.resize((width, height), Image.Resampling.BILINEAR)
 
 
-def composite_frame(frame: UInt8, crop: UInt8, face: UInt8, rectangle: tuple[int, int, int, int]) -> Image.Image:
+def composite_frame(frame: UInt8, crop: UInt8, face: UInt8, rectangle: Rectangle) -> Image.Image:
     """The whole frame with the new face in its crop rectangle.
 
     Args:
@@ -48,3 +51,70 @@ def composite_frame(frame: UInt8, crop: UInt8, face: UInt8, rectangle: tuple[int
     whole = Image.fromarray(frame)  # copies: the frame stays as it is
     whole.paste(composite_crop(crop, face, x2 - x1, y2 - y1), (x1, y1))
     return whole
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FrameRing:
+    """What a frame shows around a crop rectangle, as far as a larger region reaches.
+
+    All that is kept of a decoded frame where only that region is made anew. Each strip is uint8 RGB, maybe empty:
+
+    Attributes:
+        top, bottom: (rows above or below the rectangle, width of the region, 3).
+        left, right: (height of the rectangle, columns beside it, 3).
+    """
+
+    top: UInt8
+    bottom: UInt8
+    left: UInt8
+    right: UInt8
+
+    @classmethod
+    def cut(cls, frame: UInt8, region: Rectangle, rectangle: Rectangle) -> FrameRing:
+        """Copy the ring out of a frame.
+
+        Args:
+            frame: (height, width, 3) uint8 RGB.
+            region, rectangle: x1, y1, x2, y2 in pixels of the frame, ends exclusive; the first contains the second.
+        Raises ValueError if it does not.
+        """
+        x1, y1, x2, y2 = rectangle
+        left, top, right, bottom = region
+        if not (left <= x1 < x2 <= right and top <= y1 < y2 <= bottom):
+            raise ValueError(f"region {list(region)} does not contain rectangle {list(rectangle)}")
+        return cls(
+            top=frame[top:y1, left:right].copy(),
+            bottom=frame[y2:bottom, left:right].copy(),
+            left=frame[y1:y2, left:x1].copy(),
+            right=frame[y1:y2, x2:right].copy(),
+        )
+
+    def compose(self, crop: Image.Image | UInt8) -> Image.Image:
+        """The region with a crop in its rectangle: the same pixels as the region of `composite_frame`'s picture.
+
+        `crop`: an RGB picture of the rectangle's size, as `composite_crop` makes them, or the same as a (height, width,
+        3) uint8 array. Returns an RGB picture of the region's size. Raises ValueError for a crop of another size.
+        """
+        height, x = self.left.shape[:2]
+        y, region_width = self.top.shape[:2]
+        width = region_width - x - self.right.shape[1]
+        size = crop.size if isinstance(crop, Image.Image) else crop.shape[1::-1]
+        if size != (width, height):
+            raise ValueError("a crop of {}x{} pixels for a rectangle of {}x{}".format(*size, width, height))
+        region = np.empty((y + height + self.bottom.shape[0], region_width, 3), np.uint8)
+        region[:y] = self.top
+        region[y + height :] = self.bottom
+        region[y : y + height, :x] = self.left
+        region[y : y + height, x + width :] = self.right
+        # A picture goes in at the end: as an array it would have to be converted there and back.
+        if isinstance(crop, Image.Image):
+            picture = Image.fromarray(region)
+            picture.paste(crop, (x, y))
+            return picture
+        region[y : y + height, x : x + width] = crop
+        return Image.fromarray(region)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of pixels that it keeps."""
+        return self.top.nbytes + self.bottom.nbytes + self.left.nbytes + self.right.nbytes

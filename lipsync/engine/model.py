@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 
 from lipsync.engine.audio import feature_window
-from lipsync.engine.compositor import composite_crop, composite_frame
-from lipsync.engine.geometry import BORDER
+from lipsync.engine.backgrounds import Backgrounds, BackgroundTrack
+from lipsync.engine.compositor import composite_crop
 from lipsync.engine.jpeg import encode_jpeg
+from lipsync.engine.memory import return_free_memory
 from lipsync.engine.package import ModelPackage
-from lipsync.engine.runtime import Runtime
+from lipsync.engine.rectangles import Rectangle
+from lipsync.engine.runtime import ChosenRuntime, FaceSet, choose_runtime, device_errors
 from lipsync.engine.statistics import FrameStatistics
 from lipsync.engine.video import decode_videos
 from lipsync.types import Bounds, Frame, LoadedPart, Output, StepTimes
 
-HOT_ROLES = ("full_body", "crops_328")
+USED_VIDEOS = ("full_body", "crops_328")
 """The videos that frames are made from. The others can be derived from these, and are checked but not decoded."""
 
 Progress = Callable[[str, int, int], None]
@@ -32,32 +33,28 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class FrameRequest:
-    """A valid request for one frame. `arrived_s`: time.perf_counter() of its arrival."""
+    """A valid request for one frame.
+
+    Attributes:
+        arrived_s: time.perf_counter() of its arrival.
+        backgrounds: of its quality, with this frame's among them; None where the face alone is wanted.
+    """
 
     frame_id: int
     output: Output
     jpeg_quality: int
     arrived_s: float
+    backgrounds: BackgroundTrack | None = None
 
 
 @dataclass(frozen=True)
 class MovedFace:
-    """The network's answer to one request, and how long it took to get there."""
+    """The network's answer to one request, as its runtime gives it, and how long it took to get there."""
 
     face: npt.NDArray[np.uint8]
     queue_ms: float
     prepare_ms: float
     inference_ms: float
-
-
-def return_free_memory() -> None:
-    """Have allocators give back what they keep: glibc's, and with CUDA torch's, of device and of pinned memory."""
-    with contextlib.suppress(OSError, AttributeError):  # another C library
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-        with contextlib.suppress(AttributeError):  # not public in every release of torch
-            torch._C._host_emptyCache()
 
 
 def describe_parts(package: ModelPackage) -> dict[str, str]:
@@ -81,100 +78,152 @@ def describe_parts(package: ModelPackage) -> dict[str, str]:
     return found
 
 
+@dataclass(frozen=True)
+class ModelOptions:
+    """What of the engine's settings concerns a model.
+
+    Attributes:
+        device: where its network runs.
+        runtime: how: "auto", a kind or a full name; see `runtime.choose_runtime`.
+        jpeg_quality: whose backgrounds are prepared at load.
+        batch_sizes: that the runtime should be ready for.
+        memory_budget_bytes: up to which features of the encoder may be kept; 0 keeps none.
+    """
+
+    device: torch.device
+    runtime: str = "auto"
+    jpeg_quality: int = 90
+    batch_sizes: tuple[int, ...] = (1,)
+    memory_budget_bytes: int = 0
+
+
 class Model:
     """A package in memory. `run` and `finish` are the two halves of a frame's way, for the scheduler's threads."""
 
     def __init__(
-        self,
-        name: str,
-        package: ModelPackage,
-        videos: dict[str, torch.Tensor],
-        runtime: Runtime,
-        parts: tuple[LoadedPart, ...],
+        self, name: str, package: ModelPackage, faces: FaceSet, chosen: ChosenRuntime, backgrounds: Backgrounds
     ) -> None:
         self.name = name
         self.package = package
-        self.runtime = runtime
-        self.parts = parts
+        self.frame_count = package.frame_count
+        self.runtime = chosen.runtime
+        self.psnr_db = chosen.psnr_db
         self.load_ms = 0.0
         self.statistics = FrameStatistics()
-        self.videos = videos
-        self._frames: npt.NDArray[np.uint8] = videos["full_body"].numpy()
-        self._crops: npt.NDArray[np.uint8] = videos["crops_328"].numpy()
-        self._faces = videos["crops_328"][:, BORDER:-BORDER, BORDER:-BORDER]
-        self._rectangles: list[tuple[int, int, int, int]] = [
-            (int(x1), int(y1), int(x2), int(y2)) for x1, y1, x2, y2 in package.rectangles
-        ]
+        self._times_ms: dict[str, float] = {}
+        self._faces = faces
+        self._crops: npt.NDArray[np.uint8] = faces.crops.numpy()
+        self._rectangles = _as_tuples(package.rectangles)
+        self._backgrounds = backgrounds
 
     @classmethod
     def load(
         cls,
         name: str,
         package: ModelPackage,
-        make_runtime: Callable[[ModelPackage], Runtime],
+        options: ModelOptions,
         *,
-        pin_memory: bool,
         progress: Progress | None = None,
         stop: threading.Event | None = None,
     ) -> Model:
-        """Decode the package's videos and set up its network. Blocking; `stop` ends it early.
+        """Decode the face crops and set up the network; whole frames are prepared meanwhile, and after. Blocking;
+        `stop` ends it early.
 
-        Raises MediaError, DeviceError, or lipsync.engine.video.DecodingStopped.
+        Raises MediaError, DeviceError, or lipsync.engine.video.DecodingStopped. A whole frame that cannot be decoded
+        is told to whoever asks for it.
         """
-        start = time.perf_counter()
-        runtime = make_runtime(package)
-        decoding = time.perf_counter()
-        times_ms = {**package.open_ms}
-        times_ms["network"] += (decoding - start) * 1000
+        rectangles = _as_tuples(package.rectangles)
+        backgrounds = Backgrounds(package.videos["full_body"], rectangles, options.jpeg_quality)
+        try:
+            start = time.perf_counter()
+            crops = decode_videos(
+                {"crops_328": package.videos["crops_328"]},
+                pin_memory=options.device.type == "cuda",
+                progress=progress,
+                stop=stop,
+            )["crops_328"]
+            decoded = time.perf_counter()
 
-        def on_progress(role: str, done: int, total: int) -> None:
-            if done == total:
-                times_ms[role] += (time.perf_counter() - decoding) * 1000
-            if progress is not None:
-                progress(role, done, total)
+            def windows(frame_ids: Sequence[int]) -> torch.Tensor:
+                return _windows(package, frame_ids)
 
-        wanted = {role: package.videos[role] for role in HOT_ROLES}
-        videos = decode_videos(wanted, pin_memory=pin_memory, progress=on_progress, stop=stop)
-        memory_bytes = {role: video.nbytes for role, video in videos.items()}
-        memory_bytes["audio"] = 0 if package.features_memory_mapped else package.features.nbytes
-        memory_bytes["network"] = sum(tensor.nbytes for tensor in package.network.state_dict().values())
-        details = describe_parts(package)
-        parts = tuple(
-            LoadedPart(role, details[role], package.sizes[role], memory_bytes[role], times_ms[role])
-            for role in (*HOT_ROLES, "audio", "network")
-        )
-        model = cls(name, package, videos, runtime, parts)
-        # The first run allocates, and picks its kernels: not at the first caller's expense.
-        model.runtime.run(model._faces[:1], model._windows([0]))
-        return model
+            faces = FaceSet(crops, package.rectangles, package.geometry, package.window_shape, windows)
+            with device_errors(options.device, "while the network was loaded"):
+                chosen = choose_runtime(
+                    options.runtime,
+                    package.network,
+                    faces,
+                    options.device,
+                    feature_budget_bytes=max(0, options.memory_budget_bytes - crops.nbytes),
+                    batch_sizes=options.batch_sizes,
+                )
+            model = cls(name, package, faces, chosen, backgrounds)
+            model._times_ms = {
+                "full_body": package.open_ms["full_body"],
+                "crops_328": package.open_ms["crops_328"] + (decoded - start) * 1000,
+                "audio": package.open_ms["audio"],
+                "network": package.open_ms["network"] + (time.perf_counter() - decoded) * 1000,
+            }
+            # The runtime has weights of its own: these would be kept twice. Their shapes stay.
+            package.network.to("meta")
+            return_free_memory()
+            return model
+        except BaseException:
+            backgrounds.close()
+            raise
+
+    def stop_preparing(self) -> None:
+        """Prepare no more backgrounds: whoever waits for one gets EngineClosedError."""
+        self._backgrounds.stop()
 
     def close(self) -> None:
         """Give the memory back. Nobody may use the model any more, or hold its arrays."""
-        self.videos.clear()
-        del self._frames, self._crops, self._faces, self.runtime, self.package
+        self._backgrounds.close()
+        del self._crops, self._faces, self.runtime, self.package
         return_free_memory()
 
     @property
-    def frame_count(self) -> int:
-        return self.package.frame_count
+    def gains_from_batches(self) -> bool:
+        return self.runtime.gains_from_batches
+
+    @property
+    def parts(self) -> tuple[LoadedPart, ...]:
+        """What it was made from, and the memory that each keeps now."""
+        memory = {
+            "full_body": self._backgrounds.nbytes,
+            "crops_328": self._crops.nbytes,
+            "audio": 0 if self.package.features_memory_mapped else self.package.features.nbytes,
+            "network": self.runtime.nbytes,
+        }
+        details = describe_parts(self.package)
+        close = "" if self.psnr_db == float("inf") else f", {self.psnr_db:.1f} dB from float32"
+        details["network"] += f"; {self.runtime.name}{close}"
+        details["full_body"] += "; prepared while serving"
+        return tuple(
+            LoadedPart(role, details[role], self.package.sizes[role], n_bytes, self._times_ms.get(role, 0.0))
+            for role, n_bytes in memory.items()
+        )
 
     @property
     def memory_bytes(self) -> int:
-        """Bytes that the model keeps in memory."""
+        """Bytes that the model keeps in memory now; whole frames add to it until all are prepared."""
         return sum(part.memory_bytes for part in self.parts)
 
-    def _windows(self, frame_ids: list[int]) -> torch.Tensor:
-        rows, shape = self.package.window_rows, self.package.window_shape
-        windows = [feature_window(self.package.features, frame_id, rows).reshape(shape) for frame_id in frame_ids]
-        return torch.from_numpy(np.stack(windows))
+    def backgrounds(self, jpeg_quality: int) -> BackgroundTrack:
+        """Whole frames of a quality less their faces; they begin to be prepared if nobody asked for them before.
+
+        Raises OverloadedError if too many other qualities are being prepared.
+        """
+        return self._backgrounds.track(jpeg_quality)
 
     def run(self, items: list[FrameRequest]) -> list[MovedFace]:
         """Prepare a batch and put it through the network: one moved face a request, in order."""
         started = time.perf_counter()
         frame_ids = [item.frame_id for item in items]
-        faces, windows = self._faces[frame_ids], self._windows(frame_ids)
+        windows = self._faces.windows(frame_ids)
         prepared = time.perf_counter()
-        moved = self.runtime.run(faces, windows)
+        with device_errors(torch.device(self.runtime.device), f"with a batch of {len(items)} frames"):
+            moved = self.runtime.run(frame_ids, windows)
         inferred = time.perf_counter()
         return [
             MovedFace(
@@ -187,16 +236,21 @@ class Model:
         ]
 
     def finish(self, item: FrameRequest, made: MovedFace) -> Frame:
-        """Composite and encode one frame."""
+        """Composite and encode one frame. Raises what kept its background from being prepared."""
         started = time.perf_counter()
-        x1, y1, x2, y2 = rectangle = self._rectangles[item.frame_id]
-        crop = self._crops[item.frame_id]
-        if item.output is Output.FACE_CROP:
-            picture = composite_crop(crop, made.face, x2 - x1, y2 - y1)
+        x1, y1, x2, y2 = self._rectangles[item.frame_id]
+        if self.runtime.resizes:
+            picture = Image.fromarray(made.face)
         else:
-            picture = composite_frame(self._frames[item.frame_id], crop, made.face, rectangle)
-        composited = time.perf_counter()
-        jpeg = encode_jpeg(picture, item.jpeg_quality)
+            picture = composite_crop(self._crops[item.frame_id], made.face, x2 - x1, y2 - y1)
+        if item.backgrounds is None:
+            composited = time.perf_counter()
+            jpeg, height, width = encode_jpeg(picture, item.jpeg_quality), y2 - y1, x2 - x1
+        else:
+            background = item.backgrounds.get(item.frame_id)
+            region = background.ring.compose(picture)
+            composited = time.perf_counter()
+            jpeg, height, width = background.jpeg.splice(region), self.package.height, self.package.width
         encoded = time.perf_counter()
         times = StepTimes(
             queue_ms=made.queue_ms,
@@ -206,12 +260,23 @@ class Model:
             encode_ms=(encoded - composited) * 1000,
             total_ms=(encoded - item.arrived_s) * 1000,
         )
-        self.statistics.record(times.total_ms)
+        self.statistics.record(total_ms=times.total_ms, inference_ms=times.inference_ms)
         return Frame(
             model_name=self.name,
             frame_id=item.frame_id,
             jpeg=jpeg,
-            shape=(picture.height, picture.width, 3),
+            shape=(height, width, 3),
             bounds=Bounds(x1, y1, x2 - x1, y2 - y1),
             times=times,
         )
+
+
+def _as_tuples(rectangles: npt.NDArray[np.int32]) -> list[Rectangle]:
+    return [(int(x1), int(y1), int(x2), int(y2)) for x1, y1, x2, y2 in rectangles]
+
+
+def _windows(package: ModelPackage, frame_ids: Sequence[int]) -> torch.Tensor:
+    """The package's own feature windows: (n, *window_shape) float32."""
+    rows, shape = package.window_rows, package.window_shape
+    windows = [feature_window(package.features, frame_id, rows).reshape(shape) for frame_id in frame_ids]
+    return torch.from_numpy(np.stack(windows))

@@ -6,6 +6,7 @@ anything is allocated. Decoding then fills a tensor that is already there.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
 import threading
@@ -29,6 +30,7 @@ from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
 from lipsync.engine.h264 import H264Track
+from lipsync.engine.memory import available_bytes
 from lipsync.errors import DeviceError, MediaError
 
 UInt8 = npt.NDArray[np.uint8]
@@ -287,9 +289,8 @@ def _copy_rgb(frame: VideoFrame, reformatter: VideoReformatter, out: UInt8) -> N
     np.copyto(out.reshape(height, width * 3), rows[:, : width * 3])
 
 
-def _decode(info: VideoInfo, out: UInt8, on_frame: Callable[[int], None] | None, stop: StopSignal | None) -> None:
-    n_frames, height, width, _ = out.shape
-    reformatter = VideoReformatter()
+def _decode(info: VideoInfo, on_frame: Callable[[VideoFrame], None], stop: StopSignal | None) -> None:
+    """Decode a whole video, and hold it against what `info` says."""
     done = 0
     with _open(info.path, MAX_PIXELS) as container:
         stream = _video_stream(container)
@@ -297,20 +298,49 @@ def _decode(info: VideoInfo, out: UInt8, on_frame: Callable[[int], None] | None,
         for frame in container.decode(stream):
             if stop is not None and stop.is_set():
                 raise DecodingStopped
-            if done == n_frames:
-                raise MediaError(f"{info.path.name}: more than the {n_frames} frames expected; the file has changed")
+            if done == info.frame_count:
+                raise MediaError(f"{info.path.name}: more than the {done} frames expected; the file has changed")
             if frame.is_corrupt:
                 raise MediaError(f"{info.path.name}: frame {done} is damaged; export the video again")
-            if (frame.width, frame.height) != (width, height):
+            if (frame.width, frame.height) != (info.width, info.height):
                 raise MediaError(
-                    f"{info.path.name}: frame {done} is {frame.width}x{frame.height}; expected {width}x{height}"
+                    f"{info.path.name}: frame {done} is {frame.width}x{frame.height}; "
+                    f"expected {info.width}x{info.height}"
                 )
-            _copy_rgb(frame, reformatter, out[done])
+            on_frame(frame)
             done += 1
-            if on_frame is not None:
-                on_frame(done)
-    if done < n_frames:
-        raise MediaError(f"{info.path.name}: {done} frames could be decoded; expected {n_frames}; {CUT_SHORT}")
+    if done < info.frame_count:
+        raise MediaError(f"{info.path.name}: {done} frames could be decoded; expected {info.frame_count}; {CUT_SHORT}")
+
+
+@contextlib.contextmanager
+def _decoding_errors(info: VideoInfo) -> Iterator[None]:
+    try:
+        yield
+    except (av.error.FFmpegError, OSError) as error:
+        raise MediaError(f"{info.path.name}: cannot be decoded ({_describe(error)}); export it again") from error
+
+
+def for_each_frame(info: VideoInfo, work: Callable[[UInt8], None], *, stop: StopSignal | None = None) -> None:
+    """Decode a whole video frame by frame, and keep none.
+
+    Args:
+        info: from `probe_video`.
+        work: called with each frame in order, (height, width, 3) uint8 RGB; the array is used again for the next one.
+        stop: set from another thread, it ends the work at the next frame.
+    Raises:
+        MediaError: the file holds other frames than `info` says, or damaged ones.
+        DecodingStopped: `stop` was set.
+    """
+    reformatter = VideoReformatter()
+    out = np.empty((info.height, info.width, 3), np.uint8)
+
+    def show(frame: VideoFrame) -> None:
+        _copy_rgb(frame, reformatter, out)
+        work(out)
+
+    with _decoding_errors(info):
+        _decode(info, show, stop)
 
 
 def decode_video(
@@ -334,10 +364,19 @@ def decode_video(
     expected = (info.frame_count, info.height, info.width, 3)
     if tuple(out.shape) != expected or out.dtype != torch.uint8:
         raise ValueError(f"out is {tuple(out.shape)} {out.dtype}; expected {expected} uint8")
-    try:
-        _decode(info, out.numpy(), on_frame, stop)
-    except (av.error.FFmpegError, OSError) as error:
-        raise MediaError(f"{info.path.name}: cannot be decoded ({_describe(error)}); export it again") from error
+    reformatter = VideoReformatter()
+    frames = out.numpy()
+    done = 0
+
+    def fill(frame: VideoFrame) -> None:
+        nonlocal done
+        _copy_rgb(frame, reformatter, frames[done])
+        done += 1
+        if on_frame is not None:
+            on_frame(done)
+
+    with _decoding_errors(info):
+        _decode(info, fill, stop)
 
 
 class _EitherSignal:
@@ -356,16 +395,22 @@ class _EitherSignal:
 
 def _allocate(infos: Mapping[str, VideoInfo], pin_memory: bool) -> dict[str, torch.Tensor]:
     pin_memory = pin_memory and torch.cuda.is_available()
+    needed, available = sum(info.decoded_bytes for info in infos.values()), available_bytes()
+    # Linux promises more than it has, and kills the process that takes it.
+    too_much = available is not None and needed > available
+    have = f", {available / 2**30:.1f} GiB are left" if available is not None else ""
+    message = (
+        f"not enough memory for the decoded videos: they need {needed / 2**30:.1f} GiB{have}; unload a model first"
+    )
+    if too_much:
+        raise DeviceError(message)
     try:
         return {
             role: torch.empty((i.frame_count, i.height, i.width, 3), dtype=torch.uint8, pin_memory=pin_memory)
             for role, i in infos.items()
         }
     except (MemoryError, RuntimeError) as error:  # torch raises RuntimeError where the memory is not there
-        total = sum(info.decoded_bytes for info in infos.values())
-        raise DeviceError(
-            f"not enough memory for the decoded videos: they need {total / 2**30:.1f} GiB; unload a model first"
-        ) from error
+        raise DeviceError(message) from error
 
 
 def _forget_locals(error: BaseException) -> None:

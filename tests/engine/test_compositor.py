@@ -5,11 +5,12 @@ from __future__ import annotations
 import io
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from lipsync.engine.compositor import composite_crop, composite_frame, face_in_crop
+from lipsync.engine.compositor import FrameRing, composite_crop, composite_frame, face_in_crop
 from lipsync.engine.geometry import BORDER
 from lipsync.engine.jpeg import encode_jpeg
 
@@ -53,6 +54,36 @@ def test_nothing_outside_the_rectangle_changes(x: int, y: int, width: int, heigh
     alone = np.asarray(composite_crop(crop, face, width, height))
     assert np.array_equal(out[y : y + height, x : x + width], alone)
     assert np.array_equal(frame, before)
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_a_ring_and_a_crop_make_the_region_of_the_whole_frame(data: st.DataObject) -> None:
+    # The region's edge, the rectangle's, the rectangle's, the region's: where two are the same, that strip is empty.
+    left, x1, x2, right = sorted(data.draw(st.lists(st.integers(0, 120), min_size=4, max_size=4), label="x"))
+    top, y1, y2, bottom = sorted(data.draw(st.lists(st.integers(0, 90), min_size=4, max_size=4), label="y"))
+    x2, right, y2, bottom = x2 + 1, right + 1, y2 + 1, bottom + 1
+    frame, crop, face = noise(91, 121, 1), noise(168, 168, 2), noise(160, 160, 3)
+    before = frame.copy()
+    ring = FrameRing.cut(frame, (left, top, right, bottom), (x1, y1, x2, y2))
+    frame[:] = 0  # the ring holds no view of it
+    resized = composite_crop(crop, face, x2 - x1, y2 - y1)
+    expected = np.asarray(composite_frame(before, crop, face, (x1, y1, x2, y2)))[top:bottom, left:right]
+    for given_as in (resized, np.asarray(resized)):
+        picture = ring.compose(given_as)
+        assert picture.mode == "RGB"
+        assert np.array_equal(np.asarray(picture), expected)
+    assert ring.nbytes == expected.nbytes - (x2 - x1) * (y2 - y1) * 3
+
+
+def test_a_ring_takes_only_what_fits() -> None:
+    frame = noise(90, 120, 1)
+    with pytest.raises(ValueError, match=r"\[16, 16, 64, 64\] does not contain rectangle \[20, 20, 70, 30\]"):
+        FrameRing.cut(frame, (16, 16, 64, 64), (20, 20, 70, 30))
+    ring = FrameRing.cut(frame, (16, 16, 64, 64), (20, 20, 60, 50))
+    for crop in (noise(40, 30, 2), Image.fromarray(noise(40, 30, 2))):
+        with pytest.raises(ValueError, match="30x40 pixels for a rectangle of 40x30"):
+            ring.compose(crop)
 
 
 def test_a_smooth_face_survives_the_resize() -> None:

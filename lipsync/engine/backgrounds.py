@@ -1,0 +1,185 @@
+"""The whole frames of a model, less their faces: encoded once for a JPEG quality, while its video decodes.
+
+Nothing decoded is kept but a ring around each face. Filling goes on behind a model that serves already, at a lower
+priority: whoever needs a frame that is not there yet waits for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import threading
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+from lipsync.engine.compositor import FrameRing
+from lipsync.engine.jpeg import JpegBackground, aligned_region
+from lipsync.engine.rectangles import Rectangle
+from lipsync.engine.video import DecodingStopped, UInt8, VideoInfo, for_each_frame
+from lipsync.errors import EngineClosedError, InternalError, LipsyncError, OverloadedError
+
+logger = logging.getLogger(__name__)
+
+EXTRA_QUALITIES = 3
+"""JPEG qualities beside the configured one whose backgrounds are kept, those used last."""
+NICENESS = 10
+"""Of the threads that fill: frames that are asked for, and networks that are loaded, come first."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Background:
+    """One frame less its face: its JPEG less the segments under the face, and the ring around the crop rectangle."""
+
+    jpeg: JpegBackground
+    ring: FrameRing
+
+    @property
+    def nbytes(self) -> int:
+        return self.jpeg.nbytes + self.ring.nbytes
+
+
+class BackgroundTrack:
+    """All backgrounds of one quality, in the order in which they come. Thread-safe."""
+
+    def __init__(self, n_frames: int) -> None:
+        self._lock = threading.Lock()
+        self._n_frames = n_frames
+        self._frames: list[Background] = []
+        self._waiting: dict[int, Future[None]] = {}
+        self._error: LipsyncError | None = None
+        self.nbytes = 0
+
+    @property
+    def complete(self) -> bool:
+        """True if no more will come."""
+        return len(self._frames) == self._n_frames or self._error is not None
+
+    def add(self, background: Background) -> None:
+        """The next frame's."""
+        with self._lock:
+            self._frames.append(background)
+            self.nbytes += background.nbytes
+            waiting = self._waiting.pop(len(self._frames) - 1, None)
+        if waiting is not None:
+            waiting.set_result(None)
+
+    def fail(self, error: LipsyncError) -> None:
+        """No more will come: `get` raises this error from now on."""
+        with self._lock:
+            self._error = error
+            waiting = list(self._waiting.values())
+            self._waiting.clear()
+        for future in waiting:
+            future.set_result(None)
+
+    def get(self, frame_id: int) -> Background:
+        """A frame's background, once `wait` is over. Raises what kept it from coming."""
+        try:
+            return self._frames[frame_id]
+        except IndexError:
+            assert self._error is not None, "the frame was not waited for"
+            raise self._error from None
+
+    def wait(self, frame_ids: Iterable[int]) -> Future[None] | None:
+        """None if these frames are there, or will never be; else a future that is done when that is so.
+
+        Frames come in order: when the last is there, all are. Others may hold the same future: do not cancel it.
+        """
+        last = max(frame_ids)
+        with self._lock:
+            if last < len(self._frames) or self._error is not None:
+                return None
+            return self._waiting.setdefault(last, Future())
+
+
+class Backgrounds:
+    """The backgrounds of one model, by JPEG quality."""
+
+    def __init__(self, video: VideoInfo, rectangles: Sequence[Rectangle], quality: int) -> None:
+        """Begins to fill.
+
+        Args:
+            video: of the whole frames.
+            rectangles: of each frame's crop.
+            quality: that is filled first, and always kept.
+        """
+        self._video = video
+        self._rectangles = rectangles
+        self._quality = quality
+        self._tracks: dict[int, BackgroundTrack] = {}  # the one used last at the end
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._filler = ThreadPoolExecutor(1, "lipsync-background", initializer=_lower_priority)
+        self._add_track(quality)
+
+    def track(self, quality: int) -> BackgroundTrack:
+        """The backgrounds of a quality; they begin to be filled if nobody asked for it before.
+
+        Raises OverloadedError if other qualities are being filled already.
+        """
+        with self._lock:
+            track = self._tracks.get(quality)
+            if track is not None:
+                if quality != self._quality:
+                    self._tracks[quality] = self._tracks.pop(quality)
+                return track
+            extra = [q for q in self._tracks if q != self._quality]
+            if len(extra) >= EXTRA_QUALITIES:
+                unused = next((q for q in extra if self._tracks[q].complete), None)
+                if unused is None:
+                    raise OverloadedError(f"frames are being prepared for {len(extra)} other JPEG qualities already")
+                del self._tracks[unused]
+            return self._add_track(quality)
+
+    def _add_track(self, quality: int) -> BackgroundTrack:
+        self._tracks[quality] = track = BackgroundTrack(len(self._rectangles))
+        self._filler.submit(self._fill, track, quality)
+        return track
+
+    def _fill(self, track: BackgroundTrack, quality: int) -> None:
+        done = 0
+
+        def keep(frame: UInt8) -> None:
+            nonlocal done
+            rectangle = self._rectangles[done]
+            height, width, _ = frame.shape
+            region = aligned_region(rectangle, width, height)
+            track.add(
+                Background(JpegBackground.encode(frame, quality, region), FrameRing.cut(frame, region, rectangle))
+            )
+            done += 1
+
+        try:
+            for_each_frame(self._video, keep, stop=self._stop)
+        except DecodingStopped:
+            track.fail(EngineClosedError("the model was unloaded while the frame was being prepared"))
+        except LipsyncError as error:
+            logger.error("frames from %d on cannot be prepared: %s", done, error)
+            track.fail(error)
+        except Exception as error:
+            track.fail(InternalError.logged(error, f"preparing frame {done}"))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes kept so far."""
+        return sum(track.nbytes for track in list(self._tracks.values()))
+
+    def stop(self) -> None:
+        """Stop filling; whoever waits gets EngineClosedError soon."""
+        self._stop.set()
+
+    def close(self) -> None:
+        """Stop filling, and free everything. Blocks for as long as one frame takes."""
+        self._stop.set()
+        self._filler.shutdown()
+        self._tracks.clear()
+
+
+def _lower_priority() -> None:
+    """Of this thread, and of those that FFmpeg starts from it: Linux has a priority for each thread."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
