@@ -34,18 +34,39 @@ class EngineConfig:
     """How frames are made."""
 
     device: str = setting("auto", "Where the network runs: auto, cpu, cuda or cuda:N.")
-    max_batch_size: int = setting(8, "Frames that go through the network together, at most.")
+    runtime: str = setting(
+        "auto", "How the network runs: auto, openvino, torch or cuda, or one in full, as in openvino-bf16."
+    )
+    max_batch_size: int = setting(8, "Frames that go through the network together, at most; on a CPU they go singly.")
+    max_batch_delay_ms: float = setting(
+        0.0, "How long, after a batch, a GPU waits for its callers to be back and fill the next one, at most."
+    )
     max_queue_size: int = setting(512, "Frames that may wait, of all callers together; beyond it calls are refused.")
     max_models: int = setting(32, "Models that may be loaded at a time.")
     jpeg_quality: int = setting(90, "JPEG quality where a request names none, 1 to 95.")
     encode_threads: int = setting(0, "Threads that composite and encode; 0 means one a core.")
+    memory_budget_mb: int = setting(
+        0, "MiB that a model may fill with what its encoder makes of frames, its face crops included; 0 keeps none."
+    )
+    result_cache_mb: int = setting(
+        128, "MiB of finished frames, of all models together, that are kept for whoever asks again; 0 keeps none."
+    )
 
     def __post_init__(self) -> None:
         require(
             re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device) is not None,
             f"device is {self.device!r}; expected auto, cpu, cuda or cuda:N",
         )
+        require(
+            re.fullmatch(r"auto|(openvino|torch|cuda)(-[a-z0-9]+)?", self.runtime) is not None,
+            f"runtime is {self.runtime!r}; expected auto, openvino, torch or cuda, or one in full: openvino-bf16",
+        )
+        require(self.memory_budget_mb >= 0, f"memory_budget_mb is {self.memory_budget_mb}; expected 0 or more")
         require(self.max_batch_size >= 1, f"max_batch_size is {self.max_batch_size}; expected at least 1")
+        require(
+            0 <= self.max_batch_delay_ms <= 1000,
+            f"max_batch_delay_ms is {self.max_batch_delay_ms:g}; expected 0 to 1000",
+        )
         require(
             self.max_queue_size >= self.max_batch_size,
             f"max_queue_size is {self.max_queue_size}; expected at least max_batch_size ({self.max_batch_size})",
@@ -53,6 +74,7 @@ class EngineConfig:
         require(self.max_models >= 1, f"max_models is {self.max_models}; expected at least 1")
         require(self.jpeg_quality in JPEG_QUALITIES, f"jpeg_quality is {self.jpeg_quality}; expected 1 to 95")
         require(self.encode_threads >= 0, f"encode_threads is {self.encode_threads}; expected 0 or more")
+        require(self.result_cache_mb >= 0, f"result_cache_mb is {self.result_cache_mb}; expected 0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +84,9 @@ class ServerConfig:
     host: str = setting("127.0.0.1", "Address to listen on. There is no TLS yet: keep it on loopback or a private net.")
     port: int = setting(50051, "Port to listen on; 0 takes a free one and says which.")
     models: str = setting("", "Folder of model packages; LoadPackage loads from below it alone. Empty: the demo alone.")
+    load: tuple[str, ...] = setting(
+        (), "Models that `lipsync serve` loads at its start, of those in the folder. Empty: all of them."
+    )
     max_message_bytes: int = setting(50 * MIB, "Largest message, either way, in bytes.")
     max_batch_frames: int = setting(128, "Frames of one batch call, at most.")
     stream_in_flight: int = setting(8, "Frames of one stream that are being made at a time.")

@@ -2,10 +2,27 @@
 
 from __future__ import annotations
 
+import operator
+import reprlib
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import SupportsIndex
 
-from lipsync.errors import LipsyncError
+from lipsync.errors import InvalidRequestError, LipsyncError
+
+
+def whole_number(value: SupportsIndex, what: str) -> int:
+    """A request's number as a plain int, from anything that is a whole number: numpy's are too, bools are not.
+
+    Only then may it be looked for in a range: `in` compares bounds for an int alone, and tries every member for
+    anything else. Raises InvalidRequestError.
+    """
+    try:
+        if not isinstance(value, bool):
+            return operator.index(value)
+    except TypeError:
+        pass
+    raise InvalidRequestError(f"{what} is {reprlib.repr(value)}; expected a whole number")
 
 
 class Output(Enum):
@@ -32,7 +49,7 @@ class StepTimes:
     """How long each step of making a frame took, in milliseconds.
 
     `inference_ms` is that of the whole batch that the frame was part of. `total_ms` is from the request's arrival in
-    the engine to the finished JPEG.
+    the engine to the finished JPEG. A frame that was kept from before has `total_ms` alone.
     """
 
     queue_ms: float = 0.0
@@ -134,8 +151,15 @@ class ModelInfo:
 class ModelStats:
     """Counts and times of one model since it was loaded.
 
-    Times are a frame's `StepTimes.total_ms`: mean, shortest and longest over all frames made, percentiles over the
-    latest ones. They are 0 before the first frame.
+    Times are those of a frame's `StepTimes`: `inference_...` of its `inference_ms`, the network's time for the batch
+    that the frame was part of, and `total_...` of its `total_ms`, waiting included. Mean, shortest and longest are over
+    all frames made, percentiles over the latest ones. They are 0 before the first frame.
+
+    Attributes:
+        total_requests: frames made, kept from before, or failed. Calls refused for overload do not count.
+        failed_requests: frames that could not be made.
+        cached_requests: frames that had been made before and were kept; their times are left out.
+        optimizations: what makes frames faster than plain float32, one by one, as it is at this moment.
     """
 
     name: str
@@ -143,13 +167,18 @@ class ModelStats:
     device: str
     total_requests: int
     failed_requests: int
-    avg_ms: float
-    min_ms: float
-    max_ms: float
-    p50_ms: float
-    p95_ms: float
-    p99_ms: float
+    inference_avg_ms: float
+    inference_min_ms: float
+    inference_max_ms: float
+    inference_p50_ms: float
+    inference_p95_ms: float
+    inference_p99_ms: float
+    total_avg_ms: float
+    total_p50_ms: float
+    total_p95_ms: float
+    total_p99_ms: float
     optimizations: tuple[str, ...]
+    cached_requests: int = 0
 
 
 @dataclass(frozen=True, slots=True)

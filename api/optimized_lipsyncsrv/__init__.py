@@ -106,7 +106,8 @@ class OptimizedInferenceResponse(betterproto.Message):
 
     processing_time_ms: float = betterproto.float_field(6)
     """
-    From the request's arrival in the engine to the finished JPEG, in milliseconds: queue included.
+    From the request's arrival in the engine to the finished JPEG, in milliseconds: queue included. Of a frame with
+     `cached` set this is the time to find it, and the times of single steps are 0.
     """
 
     prepare_time_ms: float = betterproto.float_field(7)
@@ -224,19 +225,21 @@ class StatsResponse(betterproto.Message):
 
     total_requests: int = betterproto.int64_field(2)
     """
-    Frames made since it was loaded, and frames that could not be made. Calls refused for overload do not count.
+    Frames made since it was loaded, frames kept from before, and frames that could not be made. Calls refused for
+     overload do not count.
     """
 
     avg_inference_time_ms: float = betterproto.double_field(3)
     """
-    Mean of a frame's processing time, in milliseconds, over all frames made.
+    Mean, over all frames made, of a frame's `inference_time_ms`: how long the network took for the batch that the frame
+     was part of, in milliseconds.
     """
 
     min_inference_time_ms: float = betterproto.double_field(4)
-    """The shortest, in milliseconds."""
+    """The shortest of the same."""
 
     max_inference_time_ms: float = betterproto.double_field(5)
-    """The longest, in milliseconds."""
+    """The longest of the same."""
 
     frame_count: int = betterproto.int32_field(6)
     """Frames of the video."""
@@ -246,20 +249,41 @@ class StatsResponse(betterproto.Message):
 
     optimizations_active: List[str] = betterproto.string_field(8)
     """
-    What makes this model faster than plain float32 on this device, as it is at this moment.
+    What makes this model faster than plain float32, frame by frame, on this device, as it is at this moment.
     """
 
     p50_inference_time_ms: float = betterproto.double_field(9)
-    """Median processing time of the latest frames, in milliseconds."""
+    """Median of the same, over the latest frames."""
 
     p95_inference_time_ms: float = betterproto.double_field(10)
-    """95th percentile of the same."""
+    """95th percentile of the same, over the latest frames."""
 
     p99_inference_time_ms: float = betterproto.double_field(11)
-    """99th percentile of the same."""
+    """99th percentile of the same, over the latest frames."""
 
     failed_requests: int = betterproto.int64_field(12)
     """Frames that could not be made; part of total_requests."""
+
+    cached_requests: int = betterproto.int64_field(13)
+    """
+    Frames that had been made before and were kept: answered from memory, without the network; part of total_requests.
+     Their times are in none of the times above. 0 also if the server keeps no frames, or is older than this field.
+    """
+
+    avg_total_time_ms: float = betterproto.double_field(14)
+    """
+    Mean, over all frames made, of a frame's `processing_time_ms`: from its arrival in the engine to its finished JPEG,
+     waiting included, in milliseconds. 0 also if the server is older than this field, as with the next three.
+    """
+
+    p50_total_time_ms: float = betterproto.double_field(15)
+    """Median of the same, over the latest frames."""
+
+    p95_total_time_ms: float = betterproto.double_field(16)
+    """95th percentile of the same, over the latest frames."""
+
+    p99_total_time_ms: float = betterproto.double_field(17)
+    """99th percentile of the same, over the latest frames."""
 
 
 @dataclass(eq=False, repr=False)

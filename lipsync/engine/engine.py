@@ -7,19 +7,21 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 
-from lipsync.config import JPEG_QUALITIES, MODEL_NAME, EngineConfig
-from lipsync.engine.model import FrameRequest, Model, MovedFace, Progress
+from lipsync.config import JPEG_QUALITIES, MIB, MODEL_NAME, EngineConfig
+from lipsync.engine.cache import FrameKey, ResultCache
+from lipsync.engine.model import USED_VIDEOS, FrameRequest, Model, ModelOptions, MovedFace, Progress
 from lipsync.engine.package import ModelPackage
-from lipsync.engine.runtime import Runtime, TorchRuntime, resolve_device
+from lipsync.engine.runtime import resolve_device
 from lipsync.engine.scheduler import Lane, Scheduler
 from lipsync.engine.video import DecodingStopped
 from lipsync.errors import (
+    DeadlineError,
     EngineClosedError,
     FrameRangeError,
     InternalError,
@@ -29,12 +31,14 @@ from lipsync.errors import (
     ModelNotFoundError,
     OverloadedError,
 )
-from lipsync.types import Frame, ModelInfo, ModelStats, Output
+from lipsync.types import Frame, ModelInfo, ModelStats, Output, StepTimes, whole_number
 
 logger = logging.getLogger(__name__)
 
 ModelLane = Lane[FrameRequest, MovedFace, Frame]
 
+BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
+"""Sizes that a GPU is made ready for, up to max_batch_size: others are filled up to the next."""
 LOADS_AT_A_TIME = 2
 """Packages that are loaded side by side; each decodes its videos in threads of its own. Others wait their turn."""
 
@@ -72,6 +76,9 @@ class Engine:
         self._loading: dict[str, _Loading] = {}
         self._load_threads = ThreadPoolExecutor(LOADS_AT_A_TIME, "lipsync-load")
         self._scheduler: Scheduler | None = None
+        self._cache = ResultCache(self.config.result_cache_mb * MIB)
+        self._n_preparing = 0
+        self._freeing: set[asyncio.Task[None]] = set()
         self._closing: asyncio.Task[None] | None = None
         self._closed = False
 
@@ -101,11 +108,15 @@ class Engine:
             each.stop.set()
         if loading:
             await asyncio.wait(loading)
+        for model in self._models.values():
+            model.stop_preparing()
         if self._scheduler is not None:
             await self._scheduler.close()
+        await asyncio.gather(*self._freeing)
         models = list(self._models.values())
         self._models.clear()
         self._lanes.clear()
+        self._cache.clear()
         for model in models:
             await asyncio.to_thread(model.close)
         await asyncio.to_thread(self._load_threads.shutdown)
@@ -197,8 +208,7 @@ class Engine:
         try:
             start = time.perf_counter()
             package = ModelPackage.open(folder, stop=stop)
-            pin_memory = self._device.type == "cuda"
-            model = Model.load(name, package, self._make_runtime, pin_memory=pin_memory, progress=progress, stop=stop)
+            model = Model.load(name, package, self._model_options(), progress=progress, stop=stop)
             model.load_ms = (time.perf_counter() - start) * 1000
             return model
         except (LipsyncError, DecodingStopped):
@@ -206,8 +216,15 @@ class Engine:
         except Exception as error:
             raise InternalError.logged(error, f"loading {name}") from error
 
-    def _make_runtime(self, package: ModelPackage) -> Runtime:
-        return TorchRuntime(package.network, self._device)
+    def _model_options(self) -> ModelOptions:
+        sizes = [size for size in BATCH_SIZES if size < self.config.max_batch_size]
+        return ModelOptions(
+            device=self._device,
+            runtime=self.config.runtime,
+            jpeg_quality=self.config.jpeg_quality,
+            batch_sizes=(*sizes, self.config.max_batch_size),
+            memory_budget_bytes=self.config.memory_budget_mb * MIB,
+        )
 
     async def unload(self, name: str) -> None:
         """Refuse new frames of a model at once, let those in flight finish, then free it.
@@ -216,9 +233,17 @@ class Engine:
         """
         model, lane = self._find(name)
         del self._models[name], self._lanes[name]
+        self._cache.drop_model(model)
+        # A task of its own: whoever asked for it may stop waiting, but the memory must come back.
+        freeing = asyncio.create_task(self._free(model, lane), name=f"lipsync-unload-{name}")
+        self._freeing.add(freeing)
+        freeing.add_done_callback(self._freeing.discard)
+        await asyncio.shield(freeing)
+
+    async def _free(self, model: Model, lane: ModelLane) -> None:
         await lane.idle()
         await asyncio.to_thread(model.close)
-        logger.info("unloaded %s", name)
+        logger.info("unloaded %s", model.name)
 
     def models(self) -> list[ModelInfo]:
         """The loaded models, by name."""
@@ -232,11 +257,22 @@ class Engine:
             name=name,
             frame_count=model.frame_count,
             device=model.runtime.device,
-            total_requests=statistics.made + statistics.failed,
+            total_requests=statistics.made + statistics.cached + statistics.failed,
             failed_requests=statistics.failed,
-            optimizations=model.runtime.optimizations,
+            cached_requests=statistics.cached,
+            optimizations=(*model.runtime.optimizations, *self._optimizations(model)),
             **statistics.summary(),
         )
+
+    def count_refused(self, name: str) -> None:
+        """Count a frame as failed that was refused before it came here; a model that is not loaded has no counts."""
+        if name in self._models:
+            self._models[name].statistics.record_failure()
+
+    def _optimizations(self, model: Model) -> tuple[str, ...]:
+        """What the engine adds to those of the model's runtime."""
+        batches = self.config.max_batch_size > 1 and model.gains_from_batches
+        return (*(["batches"] if batches else []), *(["result_cache"] if self._cache.on else []))
 
     def _find(self, name: str) -> tuple[Model, ModelLane]:
         try:
@@ -251,7 +287,7 @@ class Engine:
             path=str(model.package.path),
             frame_count=model.frame_count,
             device=model.runtime.device,
-            videos=tuple(model.videos),
+            videos=USED_VIDEOS,
             features_shape=tuple(model.package.features.shape),
             features_memory_mapped=model.package.features_memory_mapped,
             load_ms=0.0 if already else model.load_ms,
@@ -263,7 +299,14 @@ class Engine:
     # Frames
 
     async def frame(
-        self, model_name: str, frame_id: int, *, output: Output = Output.WHOLE_FRAME, jpeg_quality: int | None = None
+        self,
+        model_name: str,
+        frame_id: int,
+        *,
+        output: Output = Output.WHOLE_FRAME,
+        jpeg_quality: int | None = None,
+        timeout_s: float | None = None,
+        caller: Hashable | None = None,
     ) -> Frame:
         """One lip-synced frame.
 
@@ -272,13 +315,19 @@ class Engine:
             frame_id: the video's frame, 0 to frame_count - 1; also says which audio features move the lips.
             output: the whole frame, or the face crop alone.
             jpeg_quality: 1 to 95; the configured one by default.
+            timeout_s: seconds from now after which making it is not started any more. What has started is finished.
+            caller: whose frame it is: callers take turns. By default each call is a caller of its own; the frames of
+                one stream should have one caller in common.
         Raises:
             ModelNotFoundError, FrameRangeError, InvalidRequestError: it cannot be made.
             OverloadedError: too many frames wait already.
+            DeadlineError: its turn did not come within timeout_s.
             DeviceError, InternalError, EngineClosedError: making it failed.
         Cancelling it takes the frame out of the queue if it has not started.
         """
-        (frame,) = await self.frames(model_name, [frame_id], output=output, jpeg_quality=jpeg_quality)
+        (frame,) = await self.frames(
+            model_name, [frame_id], output=output, jpeg_quality=jpeg_quality, timeout_s=timeout_s, caller=caller
+        )
         return frame.raise_for_error()
 
     async def frames(
@@ -288,10 +337,13 @@ class Engine:
         *,
         output: Output = Output.WHOLE_FRAME,
         jpeg_quality: int | None = None,
+        timeout_s: float | None = None,
+        caller: Hashable | None = None,
     ) -> list[Frame]:
         """Several frames of one model, through the network as batches; in the order asked.
 
-        A frame that cannot be made has its `error` set, and the others still come.
+        Arguments are those of `frame`. A frame that cannot be made has its `error` set, and the others still come.
+        Frames that are in the result cache do not wait for a place in a batch.
         Raises OverloadedError if they do not fit into the queue (then none was started), EngineClosedError.
         """
         self._check_open()
@@ -300,42 +352,62 @@ class Engine:
             raise InvalidRequestError(
                 f"{len(frame_ids)} frames in one call; ask for at most {self.config.max_queue_size} (max_queue_size)"
             )
+        deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
+        model = self._models.get(model_name)  # may be unloaded before its frames are made
         frames: list[Frame | None] = [None] * len(frame_ids)
         requests: dict[int, FrameRequest] = {}
         for i, frame_id in enumerate(frame_ids):
             try:
-                requests[i] = self._check(model_name, frame_id, output, jpeg_quality, arrived_s)
+                request = self._check(model_name, frame_id, output, jpeg_quality, arrived_s)
             except LipsyncError as error:
                 frames[i] = Frame(model_name, frame_id, error=error)
-        if requests:
-            for i, frame in zip(requests, await self._make(model_name, list(requests.values())), strict=True):
+                continue
+            kept = self._cache.get(_key(model, request))
+            if kept is None:
+                requests[i] = request
+            else:
+                frames[i] = replace(kept, times=StepTimes(total_ms=(time.perf_counter() - arrived_s) * 1000))
+        if requests and model is not None:
+            made = await self._make(model, list(requests.values()), caller=caller, deadline_s=deadline_s)
+            for (i, request), frame in zip(requests.items(), made, strict=True):
                 frames[i] = frame
-        made = [frame for frame in frames if frame is not None]
-        if model_name in self._models:
-            self._models[model_name].statistics.record_failure(sum(not frame.ok for frame in made))
-        return made
+                if frame.ok and self._models.get(model_name) is model:  # else nobody would ever drop it
+                    self._cache.put(_key(model, request), frame)
+        answers = [frame for frame in frames if frame is not None]
+        if model is not None:
+            model.statistics.record_failure(sum(not frame.ok for frame in answers))
+            model.statistics.record_cached(sum(frame.cached for frame in answers))
+        return answers
 
     def _check(
         self, model_name: str, frame_id: int, output: Output, jpeg_quality: int | None, arrived_s: float
     ) -> FrameRequest:
         model, _ = self._find(model_name)
-        if not isinstance(frame_id, int):  # it would fail the whole batch later
-            raise InvalidRequestError(f"frame_id is {frame_id!r}; expected an int")
+        frame_id = whole_number(frame_id, "frame_id")  # anything else would fail the whole batch later
         if not 0 <= frame_id < model.frame_count:
             raise FrameRangeError(model_name, frame_id, model.frame_count)
-        quality = self.config.jpeg_quality if jpeg_quality is None else jpeg_quality
+        quality = self.config.jpeg_quality if jpeg_quality is None else whole_number(jpeg_quality, "JPEG quality")
         if quality not in JPEG_QUALITIES:
             raise InvalidRequestError(f"JPEG quality {quality} is not allowed; use 1 to 95")
+        if not isinstance(output, Output):
+            raise InvalidRequestError(f"output is {output!r}; expected an Output")
         return FrameRequest(frame_id, output, quality, arrived_s)
 
-    async def _make(self, model_name: str, requests: list[FrameRequest]) -> list[Frame]:
+    async def _make(
+        self, model: Model, requests: list[FrameRequest], *, caller: Hashable | None, deadline_s: float | None
+    ) -> list[Frame]:
         if self._scheduler is None:
             self._scheduler = Scheduler(
                 max_batch_size=self.config.max_batch_size,
                 max_queue_size=self.config.max_queue_size,
+                max_batch_delay_ms=self.config.max_batch_delay_ms,
                 finish_threads=self.config.encode_threads,
             )
-        futures = self._scheduler.submit(self._lanes[model_name], requests)
+        requests = await self._with_backgrounds(model, requests, deadline_s)
+        if self._models.get(model.name) is not model:  # unloaded meanwhile
+            error = ModelNotFoundError(model.name, sorted(self._models))
+            return [Frame(model.name, request.frame_id, error=error) for request in requests]
+        futures = self._scheduler.submit(self._lanes[model.name], requests, caller=caller, deadline_s=deadline_s)
         try:
             results = await asyncio.gather(*futures, return_exceptions=True)
         except asyncio.CancelledError:
@@ -347,14 +419,44 @@ class Engine:
             if isinstance(result, Frame):
                 frames.append(result)
             elif isinstance(result, LipsyncError):
-                frames.append(Frame(model_name, request.frame_id, error=result))
+                frames.append(Frame(model.name, request.frame_id, error=result))
             else:  # cancelled from outside, or a bug: never in place of a frame
                 raise result
         return frames
 
+    async def _with_backgrounds(
+        self, model: Model, requests: list[FrameRequest], deadline_s: float | None
+    ) -> list[FrameRequest]:
+        """The requests, once the backgrounds of those for whole frames are there: right after a load, or for a JPEG
+        quality that nobody asked for before, they are still being prepared."""
+        if requests[0].output is not Output.WHOLE_FRAME:
+            return requests
+        track = model.backgrounds(requests[0].jpeg_quality)
+        waiting = track.wait(request.frame_id for request in requests)
+        if waiting is not None:
+            if self._n_preparing + len(requests) > self.config.max_queue_size:
+                raise OverloadedError(
+                    f"{self._n_preparing} frames wait for their backgrounds already, and {len(requests)} more would be "
+                    f"over the limit of {self.config.max_queue_size} (max_queue_size); try again later"
+                )
+            self._n_preparing += len(requests)
+            timeout_s = None if deadline_s is None else deadline_s - time.monotonic()
+            try:
+                # Shielded: others wait for the same future.
+                await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(waiting)), timeout_s)
+            except TimeoutError:
+                raise DeadlineError("the deadline passed while the frame's background was being prepared") from None
+            finally:
+                self._n_preparing -= len(requests)
+        return [replace(request, backgrounds=track) for request in requests]
+
     def _check_open(self) -> None:
         if self._closed:
             raise EngineClosedError("the engine is closed")
+
+
+def _key(model: Model | None, request: FrameRequest) -> FrameKey:
+    return FrameKey(model, request.frame_id, request.output, request.jpeg_quality)
 
 
 async def _wait_through_cancellation(work: asyncio.Future[Model]) -> None:

@@ -1,27 +1,42 @@
 """Requests into batches: the one crossing between asyncio and threads on the way of a frame.
 
 Every model is a lane. One thread a device runs batches, taking lanes in turn, so that no model starves another; a pool
-of threads finishes the frames of a batch (composite, encode) while the device is at the next. An idle device never
-waits: it takes what is there, up to the batch size.
+of threads finishes the frames of a batch (composite, encode) while the device is at the next. Within a lane a batch
+takes one item of each caller in turn, so that a long call delays the next frame of a stream by a batch, not by its
+length.
 
-Bounds: `max_queue_size` frames wait, of all lanes together, and beyond it callers are refused; two batches at most are
-being finished, and beyond it the device waits.
+What waits when the device is ready goes: an idle device never waits for more. A lane whose work does not gain from
+batches takes its items one by one, so that each is answered as soon as it is made.
+
+Only `max_batch_delay_ms` makes a lane wait, and only for callers that are likely to be back: after a batch of several
+items, while fewer wait than that batch had and no other lane has work, until the time is over, counted from the end of
+the batch. A lone caller's batches have one item, and after a pause the time is over: neither ever waits. It is 0 by
+default, for without a wait callers fall into two groups, one of which is answered while the device works for the
+other, and joining them costs the time that a caller needs to come back: it pays where a batch costs more than this
+before its first item, and nowhere else.
+
+Bounds: `max_queue_size` items wait, of all lanes together, and beyond it callers are refused; two batches at most are
+being worked on and finished, and beyond it the device waits. A batch is put together only when it can start, so that
+what is cancelled or late by then never starts.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import math
 import os
-from collections.abc import Sequence
+import time
+from collections import OrderedDict
+from collections.abc import Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from itertools import islice
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
-from lipsync.errors import EngineClosedError, InternalError, LipsyncError, OverloadedError
+from lipsync.errors import DeadlineError, EngineClosedError, InternalError, LipsyncError, OverloadedError
 
 FINISHING_BATCHES = 2
-"""Batches whose frames are being finished at a time: one in work, one ready."""
+"""Batches whose items are being finished at a time: one in work, one ready."""
 
 Item = TypeVar("Item")
 Made = TypeVar("Made")
@@ -32,6 +47,10 @@ Done_co = TypeVar("Done_co", covariant=True)
 class BatchWork(Protocol[Item, Made, Done_co]):
     """What a lane does with its items. Both methods are called in threads."""
 
+    @property
+    def gains_from_batches(self) -> bool:
+        """True if a batch takes less time than its items one by one, as on a GPU. If not, batches have one item."""
+
     def run(self, items: list[Item]) -> list[Made]:
         """The whole batch, on the device's thread; one result an item, in order."""
 
@@ -39,22 +58,75 @@ class BatchWork(Protocol[Item, Made, Done_co]):
         """One item of the batch, on a thread of the pool."""
 
 
+class _Waiting(NamedTuple, Generic[Item]):
+    """An item in the queue, and when it is too late to start it: `time.monotonic()`."""
+
+    item: Item
+    deadline_s: float
+
+
 class Lane(Generic[Item, Made, Done]):
-    """The items of one model: those that wait, and how many are being worked on."""
+    """The items of one model: those that wait, by caller, and how many are being worked on.
+
+    Attributes:
+        work: what is done with them.
+        n_waiting: items that wait for a place in a batch.
+        last_batch_size: items of the latest batch; 0 before the first.
+        last_batch_end_s: when its run ended: `time.monotonic()`.
+    """
 
     def __init__(self, work: BatchWork[Item, Made, Done]) -> None:
         self.work = work
-        self.waiting: dict[asyncio.Future[Done], Item] = {}  # in order of arrival
+        self.n_waiting = 0
+        self.last_batch_size = 0
+        self.last_batch_end_s = -math.inf
+        # Callers with waiting items, the one whose turn is next first. Each one's items are in order of arrival.
+        self._callers: OrderedDict[Hashable, OrderedDict[asyncio.Future[Done], _Waiting[Item]]] = OrderedDict()
         self._unfinished = 0
         self._idle = asyncio.Event()
         self._idle.set()
 
-    def started(self) -> None:
-        """Count an item in. It counts until its threads are done with it, even if nobody waits for it any more."""
+    def add(self, future: asyncio.Future[Done], item: Item, *, caller: Hashable, deadline_s: float = math.inf) -> None:
+        """Queue an item. It counts until its threads are done with it, even if nobody waits for it any more."""
+        self._callers.setdefault(caller, OrderedDict())[future] = _Waiting(item, deadline_s)
+        self.n_waiting += 1
         self._unfinished += 1
         self._idle.clear()
 
+    def discard(self, future: asyncio.Future[Done], *, caller: Hashable) -> None:
+        """Take an item out of the queue, if it is still there."""
+        queue = self._callers.get(caller)
+        if queue is None or queue.pop(future, None) is None:
+            return
+        if not queue:
+            del self._callers[caller]
+        self.n_waiting -= 1
+        self.finished()
+
+    def take(self, max_items: int, now_s: float) -> dict[asyncio.Future[Done], Item]:
+        """The next batch: an item of each caller in turn. What is late or cancelled is dropped, at no caller's turn."""
+        batch: dict[asyncio.Future[Done], Item] = {}
+        while self._callers and len(batch) < max_items:
+            caller, queue = self._callers.popitem(last=False)
+            while queue:
+                future, (item, deadline_s) = queue.popitem(last=False)
+                self.n_waiting -= 1
+                if not future.done() and now_s < deadline_s:
+                    batch[future] = item
+                    break
+                if not future.done():
+                    future.set_exception(DeadlineError("the deadline passed before the frame's turn came"))
+                self.finished()
+            if queue:
+                self._callers[caller] = queue  # behind the others
+        return batch
+
+    def waiting(self) -> list[asyncio.Future[Done]]:
+        """All that wait."""
+        return [future for queue in self._callers.values() for future in queue]
+
     def finished(self) -> None:
+        """Count an item out."""
         self._unfinished -= 1
         if not self._unfinished:
             self._idle.set()
@@ -67,15 +139,17 @@ class Lane(Generic[Item, Made, Done]):
 class Scheduler:
     """Batches for one device. Belongs to the event loop that it is created in."""
 
-    def __init__(self, *, max_batch_size: int, max_queue_size: int, finish_threads: int = 0) -> None:
+    def __init__(
+        self, *, max_batch_size: int, max_queue_size: int, max_batch_delay_ms: float = 0.0, finish_threads: int = 0
+    ) -> None:
         self._max_batch_size = max_batch_size
         self._max_queue_size = max_queue_size
+        self._max_batch_delay_s = max_batch_delay_ms / 1000
         self._device_thread = ThreadPoolExecutor(1, "lipsync-device")
         self._finish_threads = ThreadPoolExecutor(finish_threads or os.cpu_count() or 1, "lipsync-finish")
-        self._finishing_limit = FINISHING_BATCHES * max_batch_size
-        self._finishing = asyncio.Semaphore(self._finishing_limit)
+        self._n_started = 0  # items that threads are at, from the start of their batch on
+        self._one_finished = asyncio.Event()
         self._lanes: dict[Lane[Any, Any, Any], None] = {}  # those with waiting items, next one first
-        self._n_waiting = 0
         self._work_arrived = asyncio.Event()
         self._closed = False
         self._runner = asyncio.create_task(self._run(), name="lipsync-scheduler")
@@ -83,69 +157,79 @@ class Scheduler:
     @property
     def n_waiting(self) -> int:
         """Items that wait for a place in a batch."""
-        return self._n_waiting
+        return sum(lane.n_waiting for lane in self._lanes)
 
-    def submit(self, lane: Lane[Item, Made, Done], items: Sequence[Item]) -> list[asyncio.Future[Done]]:
+    def submit(
+        self,
+        lane: Lane[Item, Made, Done],
+        items: Sequence[Item],
+        *,
+        caller: Hashable | None = None,
+        deadline_s: float | None = None,
+    ) -> list[asyncio.Future[Done]]:
         """Queue items; all of them, or none.
 
+        Args:
+            lane: of the model that they are for.
+            items: in the order in which they shall start.
+            caller: whose turns they take; by default these items are a caller of their own.
+            deadline_s: `time.monotonic()` from which on they are not started any more, but fail with DeadlineError.
         Returns a future an item. Cancelling it takes the item out of the queue if it has not started.
         Raises OverloadedError if they do not fit, EngineClosedError after `close`.
         """
         if self._closed:
             raise EngineClosedError("the engine is closed")
-        if self._n_waiting + len(items) > self._max_queue_size:
+        n_waiting = self.n_waiting
+        if n_waiting + len(items) > self._max_queue_size:
             raise OverloadedError(
-                f"{self._n_waiting} frames are waiting already, and {len(items)} more would be over the limit of "
+                f"{n_waiting} frames are waiting already, and {len(items)} more would be over the limit of "
                 f"{self._max_queue_size} (max_queue_size); try again later"
             )
+        if caller is None:
+            caller = object()
         loop = asyncio.get_running_loop()
         futures: list[asyncio.Future[Done]] = []
         for item in items:
             future: asyncio.Future[Done] = loop.create_future()
-            future.add_done_callback(partial(self._drop_if_waiting, lane))
-            lane.waiting[future] = item
-            lane.started()
+            future.add_done_callback(partial(lane.discard, caller=caller))  # finds it if it was cancelled in the queue
+            lane.add(future, item, caller=caller, deadline_s=math.inf if deadline_s is None else deadline_s)
             futures.append(future)
         if futures:
             self._lanes.setdefault(lane)
-            self._n_waiting += len(items)
             self._work_arrived.set()
         return futures
 
-    def _drop_if_waiting(self, lane: Lane[Item, Made, Done], future: asyncio.Future[Done]) -> None:
-        if lane.waiting.pop(future, None) is not None:  # cancelled before it started
-            self._n_waiting -= 1
-            lane.finished()
-
     async def _run(self) -> None:
         while not self._closed:
-            await self._work_arrived.wait()
             self._work_arrived.clear()
-            while self._lanes:
-                lane = next(iter(self._lanes))
-                del self._lanes[lane]
-                batch = self._take(lane)
-                if lane.waiting:
-                    self._lanes[lane] = None  # behind the others
-                if batch:
-                    await self._run_batch(lane, batch)
+            if not self._lanes:
+                await self._work_arrived.wait()
+                continue
+            await self._started_at_most((FINISHING_BATCHES - 1) * self._max_batch_size)
+            lane = next(iter(self._lanes))
+            if (wait_s := self._worth_waiting_s(lane)) > 0:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(wait_s):
+                        await self._work_arrived.wait()
+                continue
+            del self._lanes[lane]
+            batch = lane.take(self._max_batch_size if lane.work.gains_from_batches else 1, time.monotonic())
+            if lane.n_waiting:
+                self._lanes[lane] = None  # behind the others
+            if batch:
+                await self._run_batch(lane, batch)
 
-    def _take(self, lane: Lane[Item, Made, Done]) -> dict[asyncio.Future[Done], Item]:
-        taken = dict(islice(lane.waiting.items(), self._max_batch_size))
-        for future in taken:
-            del lane.waiting[future]
-        self._n_waiting -= len(taken)
-        return taken
+    def _worth_waiting_s(self, lane: Lane[Any, Any, Any]) -> float:
+        """How long to wait for more items of the lane; 0 or less: not at all. The module's text says why."""
+        if not self._max_batch_delay_s or not lane.work.gains_from_batches or len(self._lanes) > 1:
+            return 0.0
+        if not 0 < lane.n_waiting < lane.last_batch_size:
+            return 0.0
+        return lane.last_batch_end_s + self._max_batch_delay_s - time.monotonic()
 
     async def _run_batch(self, lane: Lane[Item, Made, Done], batch: dict[asyncio.Future[Done], Item]) -> None:
         loop = asyncio.get_running_loop()
-        for _ in batch:
-            await self._finishing.acquire()
-        for future in [future for future in batch if future.done()]:  # cancelled while waiting for a place
-            del batch[future]
-            self._release(lane)
-        if not batch:
-            return
+        self._n_started += len(batch)
         try:
             made = await loop.run_in_executor(self._device_thread, lane.work.run, list(batch.values()))
             if len(made) != len(batch):
@@ -156,6 +240,8 @@ class Scheduler:
                 self._fail(future, error)
                 self._release(lane)
             return
+        finally:
+            lane.last_batch_size, lane.last_batch_end_s = len(batch), time.monotonic()
         for (future, item), one in zip(batch.items(), made, strict=True):
             finishing = loop.run_in_executor(self._finish_threads, lane.work.finish, item, one)
             finishing.add_done_callback(partial(self._settle, lane, future))
@@ -172,8 +258,15 @@ class Scheduler:
             future.set_result(finishing.result())
 
     def _release(self, lane: Lane[Item, Made, Done]) -> None:
-        self._finishing.release()
+        self._n_started -= 1
+        self._one_finished.set()
         lane.finished()
+
+    async def _started_at_most(self, n_items: int) -> None:
+        """Wait until threads are at no more items than this. The runner waits, and `close` after it: one at a time."""
+        while self._n_started > n_items:
+            self._one_finished.clear()
+            await self._one_finished.wait()
 
     @staticmethod
     def _fail(future: asyncio.Future[Done], error: LipsyncError) -> None:
@@ -183,13 +276,12 @@ class Scheduler:
     async def close(self) -> None:
         """Refuse what waits, let what runs finish, end the threads."""
         self._closed = True
-        for lane in list(self._lanes):
-            for future in list(lane.waiting):
+        for lane in self._lanes:
+            for future in lane.waiting():
                 self._fail(future, EngineClosedError("the engine was closed before the frame's turn came"))
         self._work_arrived.set()
         await self._runner
-        for _ in range(self._finishing_limit):
-            await self._finishing.acquire()
+        await self._started_at_most(0)
         await asyncio.to_thread(self._shut_down_threads)
 
     def _shut_down_threads(self) -> None:

@@ -9,6 +9,29 @@ import numpy as np
 
 LATEST = 1000
 """Frames that percentiles are taken over: forty seconds of one real-time stream."""
+PERCENTILES = (50, 95, 99)
+
+
+class _Times:
+    """Milliseconds of one kind. Whoever uses it holds the lock."""
+
+    def __init__(self) -> None:
+        self.latest_ms: deque[float] = deque(maxlen=LATEST)
+        self.count = 0
+        self.sum_ms = 0.0
+        self.min_ms = 0.0
+        self.max_ms = 0.0
+
+    def add(self, time_ms: float) -> None:
+        self.min_ms = min(self.min_ms, time_ms) if self.count else time_ms
+        self.max_ms = max(self.max_ms, time_ms)
+        self.count += 1
+        self.sum_ms += time_ms
+        self.latest_ms.append(time_ms)
+
+    @property
+    def average_ms(self) -> float:
+        return self.sum_ms / self.count if self.count else 0.0
 
 
 class FrameStatistics:
@@ -16,21 +39,23 @@ class FrameStatistics:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._latest_ms: deque[float] = deque(maxlen=LATEST)
+        self._inference = _Times()
+        self._total = _Times()
         self.made = 0
+        self.cached = 0
         self.failed = 0
-        self._sum_ms = 0.0
-        self._min_ms = 0.0
-        self._max_ms = 0.0
 
-    def record(self, total_ms: float) -> None:
-        """Count a frame that was made in `total_ms` milliseconds."""
+    def record(self, *, total_ms: float, inference_ms: float) -> None:
+        """Count a frame that was made: how long it took from its arrival, and its batch in the network."""
         with self._lock:
-            self._min_ms = min(self._min_ms, total_ms) if self.made else total_ms
-            self._max_ms = max(self._max_ms, total_ms)
             self.made += 1
-            self._sum_ms += total_ms
-            self._latest_ms.append(total_ms)
+            self._inference.add(inference_ms)
+            self._total.add(total_ms)
+
+    def record_cached(self, count: int = 1) -> None:
+        """Count frames that were kept from before. Their times are no measure of making one, and are left out."""
+        with self._lock:
+            self.cached += count
 
     def record_failure(self, count: int = 1) -> None:
         """Count frames that could not be made."""
@@ -38,17 +63,18 @@ class FrameStatistics:
             self.failed += count
 
     def summary(self) -> dict[str, float]:
-        """Milliseconds: avg, min, max over all frames; p50, p95, p99 over the latest. 0 before the first."""
+        """The times of `lipsync.types.ModelStats`, under its names. 0 before the first frame."""
         with self._lock:
-            latest = np.array(self._latest_ms)
-            average = self._sum_ms / self.made if self.made else 0.0
-            low, high = self._min_ms, self._max_ms
-        p50, p95, p99 = np.percentile(latest, (50, 95, 99)) if len(latest) else (0.0, 0.0, 0.0)
-        return {
-            "avg_ms": average,
-            "min_ms": low,
-            "max_ms": high,
-            "p50_ms": float(p50),
-            "p95_ms": float(p95),
-            "p99_ms": float(p99),
-        }
+            inference, total = self._inference, self._total
+            summary = {
+                "inference_avg_ms": inference.average_ms,
+                "inference_min_ms": inference.min_ms,
+                "inference_max_ms": inference.max_ms,
+                "total_avg_ms": total.average_ms,
+            }
+            latest = {"inference": list(inference.latest_ms), "total": list(total.latest_ms)}
+        for kind, times_ms in latest.items():
+            percentiles = np.percentile(times_ms, PERCENTILES) if times_ms else [0.0] * len(PERCENTILES)
+            for percentile, time_ms in zip(PERCENTILES, percentiles, strict=True):
+                summary[f"{kind}_p{percentile}_ms"] = float(time_ms)
+        return summary

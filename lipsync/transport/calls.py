@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Collection
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 import h2.exceptions
 from grpclib import GRPCError, Status
 from grpclib.const import Cardinality, Handler
+from grpclib.metadata import Deadline
 from grpclib.server import Stream
 from grpclib.stream import StreamIterator
 
@@ -19,6 +22,23 @@ from lipsync.transport.status import to_grpc_error
 logger = logging.getLogger(__name__)
 
 SHUTTING_DOWN = "the server is shutting down; try another one, or later"
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """One call, as its handler may want to know it. Each is equal to itself alone: it can stand for its caller."""
+
+    deadline: Deadline | None = None
+
+    @property
+    def timeout_s(self) -> float | None:
+        """Seconds that are left of it: 0 if the deadline has passed, None if there is none."""
+        return None if self.deadline is None else self.deadline.time_remaining()
+
+
+CALL: ContextVar[Call] = ContextVar("lipsync-call")
+"""The call that is being answered: betterproto's handlers are given its message alone. The tasks that a handler starts
+see it as well, so that all frames of a stream have one call."""
 
 
 class Calls:
@@ -47,6 +67,7 @@ class Calls:
             # until the task is done, not until the handler is: grpclib sends the status after it
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
+            CALL.set(Call(stream.deadline))  # for this task, which ends with the call
             try:
                 if self.draining and path not in self._always:
                     raise EngineClosedError(SHUTTING_DOWN)

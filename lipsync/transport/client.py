@@ -145,9 +145,10 @@ class Client:
         metadata: Mapping[str, str] | None = None,
     ) -> list[Frame]:
         """Several frames in one call, in the order asked. What is wrong with one of them stands in its `error`."""
-        request = BatchInferenceRequest(model_name=model_name, frame_ids=list(frame_ids))
-        for frame_id in request.frame_ids:
-            messages.check_frame_id(frame_id)
+        request = BatchInferenceRequest(
+            model_name=messages.checked_text(model_name, "model_name"),
+            frame_ids=[messages.frame_number(frame_id) for frame_id in frame_ids],
+        )
         response = await self._unary(
             "GenerateBatchInference", request, BatchInferenceResponse, timeout_s=timeout_s, metadata=metadata
         )
@@ -217,7 +218,10 @@ class Client:
         """
         response = await self._unary(
             "LoadPackage",
-            LoadPackageRequest(model_name=model_name, package_path=path),
+            LoadPackageRequest(
+                model_name=messages.checked_text(model_name, "model_name"),
+                package_path=messages.checked_text(path, "path"),
+            ),
             LoadPackageResponse,
             timeout_s=timeout_s,
             metadata=metadata,
@@ -229,7 +233,7 @@ class Client:
         self, model_name: str, *, timeout_s: TimeoutS = NOT_GIVEN, metadata: Mapping[str, str] | None = None
     ) -> ModelStats:
         """Counts and times of one model. Raises ModelNotFoundError."""
-        request = StatsRequest(model_name=model_name)
+        request = StatsRequest(model_name=messages.checked_text(model_name, "model_name"))
         response = await self._unary("GetStats", request, StatsResponse, timeout_s=timeout_s, metadata=metadata)
         return messages.stats_of(response)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import reprlib
 from collections.abc import Sequence
+from typing import SupportsIndex
 
 from optimized_lipsyncsrv import (
     BatchInferenceResponse,
@@ -18,7 +20,7 @@ from optimized_lipsyncsrv import (
 from lipsync.config import JPEG_QUALITIES
 from lipsync.errors import InvalidRequestError, LipsyncError, PackageError
 from lipsync.transport.status import error_code_of, error_from_response
-from lipsync.types import Bounds, Frame, Health, ModelInfo, ModelStats, Output, StepTimes
+from lipsync.types import Bounds, Frame, Health, ModelInfo, ModelStats, Output, StepTimes, whole_number
 
 SERVICE = "/optimized_lipsyncsrv.OptimizedLipSyncService/"
 """In front of an RPC's name, on the wire."""
@@ -30,24 +32,41 @@ _OUTPUTS = {Output.WHOLE_FRAME: FrameOutput.WHOLE_FRAME, Output.FACE_CROP: Frame
 _OUTPUT_OF_NUMBER = {int(number): output for output, number in _OUTPUTS.items()}
 
 
-def check_frame_id(frame_id: int) -> None:
-    """Raises InvalidRequestError for what a message cannot hold."""
-    if frame_id not in INT32:
-        raise InvalidRequestError(f"frame {frame_id!r} is no 32-bit number")
+def frame_number(frame_id: SupportsIndex) -> int:
+    """As a message holds it. Raises InvalidRequestError for what it cannot hold."""
+    number = whole_number(frame_id, "frame_id")
+    if number not in INT32:
+        raise InvalidRequestError(f"frame {number} is no 32-bit number")
+    return number
+
+
+def checked_text(value: str, what: str) -> str:
+    """The same. Raises InvalidRequestError for what a message cannot hold: no str, or one without a form in UTF-8."""
+    try:
+        if isinstance(value, str):
+            value.encode()
+            return value
+    except UnicodeEncodeError:
+        pass
+    raise InvalidRequestError(f"{what} is {reprlib.repr(value)}; expected text")
 
 
 def frame_request(
-    model_name: str, frame_id: int, *, output: Output = Output.WHOLE_FRAME, jpeg_quality: int | None = None
+    model_name: str, frame_id: SupportsIndex, *, output: Output = Output.WHOLE_FRAME, jpeg_quality: int | None = None
 ) -> OptimizedInferenceRequest:
-    """A request for one frame. Raises what a request cannot hold."""
-    check_frame_id(frame_id)
-    if jpeg_quality is not None and jpeg_quality not in JPEG_QUALITIES:
-        raise InvalidRequestError(f"JPEG quality is {jpeg_quality}; expected 1 to 95")
+    """A request for one frame. Raises InvalidRequestError for what a request cannot hold."""
+    quality = 0  # the server's default
+    if jpeg_quality is not None:
+        quality = whole_number(jpeg_quality, "JPEG quality")
+        if quality not in JPEG_QUALITIES:
+            raise InvalidRequestError(f"JPEG quality is {quality}; expected 1 to 95")
+    if not isinstance(output, Output):
+        raise InvalidRequestError(f"output is {reprlib.repr(output)}; expected an Output")
     return OptimizedInferenceRequest(
-        model_name=model_name,
-        frame_id=frame_id,
+        model_name=checked_text(model_name, "model_name"),
+        frame_id=frame_number(frame_id),
         output=FrameOutput.try_value(_OUTPUTS[output]),
-        jpeg_quality=jpeg_quality or 0,
+        jpeg_quality=quality,
     )
 
 
@@ -184,12 +203,17 @@ def stats_response(stats: ModelStats) -> StatsResponse:
         model_name=stats.name,
         total_requests=stats.total_requests,
         failed_requests=stats.failed_requests,
-        avg_inference_time_ms=stats.avg_ms,
-        min_inference_time_ms=stats.min_ms,
-        max_inference_time_ms=stats.max_ms,
-        p50_inference_time_ms=stats.p50_ms,
-        p95_inference_time_ms=stats.p95_ms,
-        p99_inference_time_ms=stats.p99_ms,
+        cached_requests=stats.cached_requests,
+        avg_inference_time_ms=stats.inference_avg_ms,
+        min_inference_time_ms=stats.inference_min_ms,
+        max_inference_time_ms=stats.inference_max_ms,
+        p50_inference_time_ms=stats.inference_p50_ms,
+        p95_inference_time_ms=stats.inference_p95_ms,
+        p99_inference_time_ms=stats.inference_p99_ms,
+        avg_total_time_ms=stats.total_avg_ms,
+        p50_total_time_ms=stats.total_p50_ms,
+        p95_total_time_ms=stats.total_p95_ms,
+        p99_total_time_ms=stats.total_p99_ms,
         frame_count=stats.frame_count,
         device=stats.device,
         optimizations_active=list(stats.optimizations),
@@ -203,12 +227,17 @@ def stats_of(response: StatsResponse) -> ModelStats:
         device=response.device,
         total_requests=response.total_requests,
         failed_requests=response.failed_requests,
-        avg_ms=response.avg_inference_time_ms,
-        min_ms=response.min_inference_time_ms,
-        max_ms=response.max_inference_time_ms,
-        p50_ms=response.p50_inference_time_ms,
-        p95_ms=response.p95_inference_time_ms,
-        p99_ms=response.p99_inference_time_ms,
+        cached_requests=response.cached_requests,
+        inference_avg_ms=response.avg_inference_time_ms,
+        inference_min_ms=response.min_inference_time_ms,
+        inference_max_ms=response.max_inference_time_ms,
+        inference_p50_ms=response.p50_inference_time_ms,
+        inference_p95_ms=response.p95_inference_time_ms,
+        inference_p99_ms=response.p99_inference_time_ms,
+        total_avg_ms=response.avg_total_time_ms,
+        total_p50_ms=response.p50_total_time_ms,
+        total_p95_ms=response.p95_total_time_ms,
+        total_p99_ms=response.p99_total_time_ms,
         optimizations=tuple(response.optimizations_active),
     )
 

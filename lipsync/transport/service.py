@@ -41,7 +41,7 @@ from lipsync.errors import (
 )
 from lipsync.transport import messages
 from lipsync.transport.backend import Backend
-from lipsync.transport.calls import Calls
+from lipsync.transport.calls import CALL, Calls
 from lipsync.transport.ordered import ordered
 from lipsync.transport.status import row_of
 from lipsync.types import Frame, Health
@@ -98,7 +98,10 @@ class Service(OptimizedLipSyncServiceBase):
             return messages.batch_response([], total_ms=0.0)
         start = time.perf_counter()
         try:
-            frames = await self._backend.frames(_name(request.model_name), request.frame_ids)
+            call = CALL.get()
+            frames = await self._backend.frames(
+                _name(request.model_name), request.frame_ids, timeout_s=call.timeout_s, caller=call
+            )
         except LipsyncError as error:
             if not row_of(error).of_frame:
                 raise
@@ -161,11 +164,20 @@ class Service(OptimizedLipSyncServiceBase):
         )
 
     async def _frame(self, request: OptimizedInferenceRequest) -> Frame:
+        call = CALL.get()
+        name = _name(request.model_name)
+        try:
+            output, jpeg_quality = messages.output_of(request), messages.jpeg_quality_of(request)
+        except InvalidRequestError:
+            self._backend.count_refused(name)
+            raise
         frame = await self._backend.frame(
-            _name(request.model_name),
+            name,
             request.frame_id,
-            output=messages.output_of(request),
-            jpeg_quality=messages.jpeg_quality_of(request),
+            output=output,
+            jpeg_quality=jpeg_quality,
+            timeout_s=call.timeout_s,
+            caller=call,
         )
         return frame.raise_for_error()
 

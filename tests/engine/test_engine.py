@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -20,11 +21,16 @@ import torch
 from PIL import Image
 
 from lipsync.config import EngineConfig
+from lipsync.engine import backgrounds
+from lipsync.engine.compositor import composite_frame
 from lipsync.engine.engine import Engine
+from lipsync.engine.jpeg import encode_jpeg, restart_blocks
+from lipsync.engine.model import FrameRequest, MovedFace
 from lipsync.engine.package import ModelPackage
-from lipsync.engine.video import decode_videos
+from lipsync.engine.video import DecodingStopped, decode_videos
 from lipsync.errors import (
     ConfigError,
+    DeadlineError,
     DeviceError,
     EngineClosedError,
     FrameRangeError,
@@ -35,7 +41,7 @@ from lipsync.errors import (
     OverloadedError,
     PackageError,
 )
-from lipsync.types import Output
+from lipsync.types import Output, StepTimes
 from tests.packages import make_package
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -56,7 +62,9 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def engine(packages: dict[str, Path]) -> AsyncIterator[Engine]:
-    async with Engine(EngineConfig(device="cpu", max_batch_size=4, max_queue_size=100)) as made:
+    # Without the result cache: every frame of these tests is made.
+    config = EngineConfig(device="cpu", max_batch_size=4, max_queue_size=100, result_cache_mb=0)
+    async with Engine(config) as made:
         for name, path in packages.items():
             await made.load(path, name=name)
         yield made
@@ -205,16 +213,131 @@ async def test_a_cancelled_call_leaves_nothing_waiting(engine: Engine) -> None:
 async def test_statistics_count_and_time(engine: Engine, packages: dict[str, Path]) -> None:
     await engine.load(packages["ben"], name="counted")
     before = engine.stats("counted")
-    assert before.total_requests == 0 and before.avg_ms == before.p99_ms == 0
-    await engine.frames("counted", list(range(N_FRAMES)))
+    assert before.total_requests == 0 and before.inference_avg_ms == before.total_p99_ms == 0
+    frames = await engine.frames("counted", list(range(N_FRAMES)))
     stats = engine.stats("counted")
     await engine.unload("counted")
     assert (stats.total_requests, stats.failed_requests, stats.frame_count) == (N_FRAMES, 0, N_FRAMES)
-    assert 0 < stats.min_ms <= stats.p50_ms <= stats.p95_ms <= stats.p99_ms <= stats.max_ms
-    assert stats.min_ms <= stats.avg_ms <= stats.max_ms
+    inference_ms, total_ms = ([getattr(frame.times, name) for frame in frames] for name in ("inference_ms", "total_ms"))
+    assert 0 < min(inference_ms) == stats.inference_min_ms and stats.inference_max_ms == max(inference_ms)
+    assert [stats.inference_avg_ms, stats.total_avg_ms] == pytest.approx([np.mean(inference_ms), np.mean(total_ms)])
+    percentiles = [stats.inference_p50_ms, stats.inference_p95_ms, stats.inference_p99_ms]
+    assert percentiles == pytest.approx(np.percentile(inference_ms, (50, 95, 99)).tolist())
+    percentiles = [stats.total_p50_ms, stats.total_p95_ms, stats.total_p99_ms]
+    assert percentiles == pytest.approx(np.percentile(total_ms, (50, 95, 99)).tolist())
     assert stats.device == "cpu"
     with pytest.raises(ModelNotFoundError):
         engine.stats("dora")
+
+
+async def test_a_frame_asked_for_again_comes_from_the_cache(packages: dict[str, Path]) -> None:
+    async with Engine(EngineConfig(device="cpu")) as engine:
+        await engine.load(packages["anna"])
+        made = await engine.frame("anna", 3)
+        again = await engine.frame("anna", 3)
+        assert not made.cached and again.cached
+        assert again.times == StepTimes(total_ms=again.times.total_ms) and again.times.total_ms > 0
+        assert (again.jpeg, again.shape, again.bounds) == (made.jpeg, made.shape, made.bounds)
+        for other in (
+            await engine.frame("anna", 4),
+            await engine.frame("anna", 3, output=Output.FACE_CROP),
+            await engine.frame("anna", 3, jpeg_quality=50),
+        ):
+            assert not other.cached
+        mixed = await engine.frames("anna", [3, 5, 4, -1, 3])
+        assert [frame.cached for frame in mixed] == [True, False, True, False, True]
+        assert [frame.frame_id for frame in mixed] == [3, 5, 4, -1, 3]
+        stats = engine.stats("anna")
+        assert (stats.total_requests, stats.failed_requests, stats.cached_requests) == (10, 1, 4)
+        assert made.times.inference_ms <= stats.inference_max_ms
+        assert stats.inference_min_ms > again.times.inference_ms == 0  # the times are of frames made
+        assert "result_cache" in stats.optimizations
+
+
+async def test_cached_frames_need_no_place_in_the_queue(
+    packages: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Engine(EngineConfig(device="cpu", max_batch_size=1, max_queue_size=2)) as engine:
+        await engine.load(packages["anna"])
+        await engine.frame("anna", 0)
+        model, running, gate = engine._models["anna"], threading.Event(), threading.Event()
+        real_run = model.run
+
+        def run(items: list[FrameRequest]) -> list[MovedFace]:
+            running.set()
+            assert gate.wait(TIMEOUT_S)
+            return real_run(items)
+
+        monkeypatch.setattr(model, "run", run)
+        calls = [asyncio.create_task(engine.frame("anna", 1))]
+        assert await asyncio.to_thread(running.wait, TIMEOUT_S)
+        calls.append(asyncio.create_task(engine.frame("anna", 2)))
+        await asyncio.sleep(0)
+        mixed = asyncio.create_task(engine.frames("anna", [0, 3]))
+        await asyncio.sleep(0)
+        with pytest.raises(OverloadedError):
+            await engine.frame("anna", 4)
+        with pytest.raises(OverloadedError):
+            await engine.frames("anna", [0, 4])
+        assert (await engine.frame("anna", 0, timeout_s=0)).cached
+        gate.set()
+        assert [frame.cached for frame in await mixed] == [True, False]
+        await asyncio.gather(*calls)
+        stats = engine.stats("anna")
+        assert (stats.total_requests, stats.cached_requests) == (6, 2)  # what was refused does not count
+
+
+async def test_the_cache_forgets_a_model_with_its_unloading(packages: dict[str, Path]) -> None:
+    async with Engine(EngineConfig(device="cpu", max_batch_size=2)) as engine:
+        await engine.load(packages["anna"], name="a")
+        old = await engine.frame("a", 0)
+        in_flight = asyncio.create_task(engine.frames("a", list(range(1, N_FRAMES))))
+        await asyncio.sleep(0)
+        await engine.unload("a")
+        assert all(frame.ok for frame in await in_flight)
+        assert len(engine._cache) == engine._cache.size_bytes == 0  # also what was made after the unload began
+        await engine.load(packages["chi"], name="a")
+        new = await engine.frame("a", 0)
+        assert not new.cached and new.shape != old.shape
+
+
+async def test_without_the_cache_every_frame_is_made(engine: Engine) -> None:
+    assert not any([(await engine.frame("anna", 0)).cached for _ in range(3)])
+    assert "result_cache" not in engine.stats("anna").optimizations
+
+
+async def test_a_frame_whose_deadline_passed_is_not_made(engine: Engine) -> None:
+    before = engine.stats("anna")
+    with pytest.raises(DeadlineError):
+        await engine.frame("anna", 0, timeout_s=0)
+    late, in_time = await asyncio.gather(
+        engine.frames("anna", [1, 2], timeout_s=-1), engine.frames("anna", [1, 2], timeout_s=1000)
+    )
+    assert [type(frame.error) for frame in late] == [DeadlineError, DeadlineError]
+    assert all(frame.ok for frame in in_time)
+    stats = engine.stats("anna")
+    assert stats.total_requests - before.total_requests == 5
+    assert stats.failed_requests - before.failed_requests == 3
+
+
+async def test_a_streams_frame_does_not_wait_for_all_of_a_long_call(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = engine._models["anna"]
+    real_run = model.run
+    made: list[int] = []
+
+    def run(items: list[FrameRequest]) -> list[MovedFace]:
+        made.extend(item.frame_id for item in items)
+        return real_run(items)
+
+    monkeypatch.setattr(model, "run", run)
+    long = asyncio.create_task(engine.frames("anna", [0] * 40))
+    await asyncio.sleep(0)
+    await engine.frame("anna", 1, caller="stream")
+    assert made.index(1) <= 2 * engine.config.max_batch_size  # behind the batch that ran, in the one after it
+    await long
+    assert len(made) == 41
 
 
 async def test_models_are_listed_with_what_they_were_loaded_from(engine: Engine) -> None:
@@ -224,7 +347,7 @@ async def test_models_are_listed_with_what_they_were_loaded_from(engine: Engine)
     assert anna.frame_count == N_FRAMES and anna.features_memory_mapped and anna.features_shape[1:] == (512,)
     assert set(anna.videos) == {"full_body", "crops_328"}
     assert {part.role for part in anna.parts} >= {"full_body", "crops_328", "audio", "network"}
-    assert anna.memory_bytes >= N_FRAMES * 3 * (640 * 360 + 328 * 328)
+    assert anna.memory_bytes >= N_FRAMES * 3 * 328 * 328
 
 
 async def test_loading_again_does_nothing_and_a_taken_name_is_told(engine: Engine, packages: dict[str, Path]) -> None:
@@ -254,7 +377,7 @@ async def test_concurrent_loads_of_one_package_are_one_load(packages: dict[str, 
 
         infos = await asyncio.gather(*(engine.load(packages["anna"], name="a", progress=progress) for _ in range(5)))
         assert len({info.load_ms for info in infos}) == 1
-        assert sorted(decoded) == ["crops_328", "full_body"]
+        assert decoded == ["crops_328"]
 
 
 async def test_a_cancelled_load_leaves_nothing(tmp_path: Path) -> None:
@@ -383,11 +506,12 @@ async def test_no_memory_is_a_device_error(
         raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr("lipsync.engine.runtime.fold_batch_norms", full)
+        patch.setattr("lipsync.engine.runtime.InferencePlan.__init__", full)
         with pytest.raises(DeviceError, match="ran out of memory"):
             await engine.load(packages["anna"], name="too-much")
     with monkeypatch.context() as patch:
-        patch.setattr("lipsync.engine.runtime.face_input", full)
+        runtime = engine._models["anna"].runtime
+        patch.setattr(type(runtime), "run", full)
         with pytest.raises(DeviceError, match="ran out of memory"):
             await engine.frame("anna", 0)
     assert (await engine.frame("anna", 0)).ok
@@ -400,6 +524,26 @@ async def test_a_frame_that_is_no_number_is_refused_alone(engine: Engine) -> Non
     )
     assert all(frame.ok for frame in good)
     assert isinstance(bad[0].error, InvalidRequestError) and bad[1].ok
+
+
+async def test_numbers_are_taken_from_numpy_and_not_from_bools(engine: Engine) -> None:
+    frame = await engine.frame("anna", np.int64(3), jpeg_quality=np.uint8(50))  # type: ignore[arg-type]
+    assert type(frame.frame_id) is int and frame.jpeg == (await engine.frame("anna", 3, jpeg_quality=50)).jpeg
+    for wrong in (True, np.bool_(True), 1.0, "1"):
+        with pytest.raises(InvalidRequestError, match="frame_id is .*expected a whole number"):
+            await engine.frame("anna", wrong)  # type: ignore[arg-type]
+        with pytest.raises(InvalidRequestError, match="JPEG quality is .*expected a whole number"):
+            await engine.frame("anna", 0, jpeg_quality=wrong)  # type: ignore[arg-type]
+    with pytest.raises(InvalidRequestError, match="'face_crop'; expected an Output"):
+        await engine.frame("anna", 0, output="face_crop")  # type: ignore[arg-type]
+
+
+async def test_a_frame_refused_before_it_came_is_counted(engine: Engine) -> None:
+    before = engine.stats("anna")
+    engine.count_refused("anna")
+    engine.count_refused("nobody")
+    after = engine.stats("anna")
+    assert after.failed_requests - before.failed_requests == after.total_requests - before.total_requests == 1
 
 
 async def test_unloading_waits_for_frames_in_flight_and_refuses_new_ones(packages: dict[str, Path]) -> None:
@@ -488,3 +632,85 @@ async def test_cuda_gives_what_the_cpu_gives(packages: dict[str, Path]) -> None:
             await engine.load(packages["anna"])
         for a, b in zip(await fast.frames("anna", [0, 5]), await plain.frames("anna", [0, 5]), strict=True):
             assert psnr(as_array(a.jpeg), as_array(b.jpeg)) > 45
+
+
+async def test_a_frame_is_byte_by_byte_the_whole_frame_encoded(engine: Engine, packages: dict[str, Path]) -> None:
+    """At any quality: what is put together from segments is what encoding the whole picture gives."""
+    model = engine._models["anna"]
+    package = ModelPackage.open(packages["anna"])
+    videos = await asyncio.to_thread(decode_videos, {role: package.videos[role] for role in ("full_body", "crops_328")})
+    for frame_id, quality in ((0, 90), (7, 90), (7, 55)):
+        face = model.runtime.run([frame_id], model._faces.windows([frame_id]))[0]
+        rectangle = model._rectangles[frame_id]
+        picture = composite_frame(
+            videos["full_body"][frame_id].numpy(), videos["crops_328"][frame_id].numpy(), face, rectangle
+        )
+        expected = encode_jpeg(picture, quality, restart_blocks(picture.width))
+        assert (await engine.frame("anna", frame_id, jpeg_quality=quality)).jpeg == expected
+
+
+async def test_a_load_does_not_wait_for_whole_frames(
+    packages: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are prepared behind it: a face comes at once, a whole frame when it is there, or its deadline is."""
+    gate = threading.Event()
+    real = backgrounds.for_each_frame
+
+    def gated(*args: Any, **options: Any) -> None:
+        gate.wait(TIMEOUT_S)
+        real(*args, **options)
+
+    monkeypatch.setattr(backgrounds, "for_each_frame", gated)
+    async with Engine(EngineConfig(device="cpu", max_queue_size=8)) as engine:
+        await engine.load(packages["anna"], name="a")
+        assert (await engine.frame("a", 1, output=Output.FACE_CROP)).ok
+        with pytest.raises(DeadlineError, match="background"):
+            await engine.frame("a", 1, timeout_s=0.05)
+        waiting = [asyncio.create_task(engine.frame("a", i)) for i in range(8)]
+        await asyncio.sleep(0)
+        with pytest.raises(OverloadedError, match="max_queue_size"):
+            await engine.frame("a", 9)
+        waiting.pop().cancel()
+        gate.set()
+        assert all(frame.ok for frame in await asyncio.gather(*waiting))
+        assert (await engine.frame("a", 9)).ok
+
+
+@pytest.mark.parametrize("how", ["unload", "close"])
+async def test_frames_that_wait_are_told_when_their_model_goes(
+    packages: dict[str, Path], monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    def never(*_: Any, stop: threading.Event, **__: Any) -> None:
+        while not stop.wait(0.01):
+            pass
+        raise DecodingStopped
+
+    monkeypatch.setattr(backgrounds, "for_each_frame", never)
+    engine = Engine(EngineConfig(device="cpu"))
+    await engine.load(packages["anna"], name="a")
+    waiting = asyncio.create_task(engine.frames("a", [0, 1]))
+    await asyncio.sleep(0.05)
+    await (engine.unload("a") if how == "unload" else engine.close())
+    expected = ModelNotFoundError if how == "unload" else (ModelNotFoundError, EngineClosedError)
+    try:
+        frames = await asyncio.wait_for(waiting, TIMEOUT_S)
+        assert all(isinstance(frame.error, expected) for frame in frames)
+    except EngineClosedError:
+        assert how == "close"
+    await engine.close()
+
+
+async def test_an_unload_that_is_cancelled_still_frees_the_model(packages: dict[str, Path]) -> None:
+    async with Engine(EngineConfig(device="cpu", result_cache_mb=0)) as engine:
+        await engine.load(packages["anna"], name="a")
+        model = engine._models["a"]
+        frames = asyncio.create_task(engine.frames("a", list(range(N_FRAMES))))
+        await asyncio.sleep(0)
+        unload = asyncio.create_task(engine.unload("a"))
+        await asyncio.sleep(0)
+        unload.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await unload
+        await frames
+        await asyncio.gather(*engine._freeing)
+        assert not hasattr(model, "_crops")  # closed

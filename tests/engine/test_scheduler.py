@@ -1,10 +1,12 @@
-"""Batches, bounds, turns and cancellation, with work that is plain numbers."""
+"""Batches, bounds, turns, deadlines and cancellation, with work that is plain numbers."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import threading
+import time
 from collections.abc import AsyncIterator
 
 import pytest
@@ -12,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lipsync.engine.scheduler import Lane, Scheduler
-from lipsync.errors import DeviceError, EngineClosedError, InternalError, OverloadedError
+from lipsync.errors import DeadlineError, DeviceError, EngineClosedError, InternalError, OverloadedError
 
 TIMEOUT_S = 20
 
@@ -20,7 +22,8 @@ TIMEOUT_S = 20
 class Numbers:
     """Doubles numbers in batches, then adds one each. `gate` holds batches back; `refuse` fails them."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, gains_from_batches: bool = True) -> None:
+        self.gains_from_batches = gains_from_batches
         self.batches: list[list[int]] = []
         self.finished: list[int] = []
         self.gate = threading.Event()
@@ -164,6 +167,211 @@ async def test_closing_refuses_what_waits_and_finishes_what_runs() -> None:
     with pytest.raises(EngineClosedError):
         scheduler.submit(lane, [3])
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("lipsync-")]
+
+
+async def test_work_that_gains_nothing_from_batches_is_done_one_by_one(scheduler: Scheduler) -> None:
+    work = Numbers(gains_from_batches=False)
+    await asyncio.gather(*scheduler.submit(Lane(work), [1, 2, 3]))
+    assert work.batches == [[1], [2], [3]]
+
+
+async def test_a_long_call_delays_others_by_a_batch_at_most(scheduler: Scheduler) -> None:
+    work = Numbers()
+    lane = Lane(work)
+    work.gate.clear()
+    running = scheduler.submit(lane, [0])
+    assert await asyncio.to_thread(work.running.wait, TIMEOUT_S)
+    long = scheduler.submit(lane, list(range(1, 8)))
+    stream = [future for item in (10, 11) for future in scheduler.submit(lane, [item], caller="stream")]
+    work.gate.set()
+    await asyncio.gather(*running, *long, *stream)
+    assert work.batches == [[0], [1, 10, 2, 11], [3, 4, 5, 6], [7]]
+
+
+async def test_what_is_late_never_starts_and_spares_its_batch_mates(scheduler: Scheduler) -> None:
+    work = Numbers()
+    lane = Lane(work)
+    work.gate.clear()
+    running = scheduler.submit(lane, [0])
+    assert await asyncio.to_thread(work.running.wait, TIMEOUT_S)
+    (before,) = scheduler.submit(lane, [1])
+    late = scheduler.submit(lane, [2, 3], deadline_s=time.monotonic() + 0.01)
+    (early, after) = scheduler.submit(lane, [4, 5], deadline_s=time.monotonic() + 1000)
+    await asyncio.sleep(0.05)  # their deadline passes while they wait
+    work.gate.set()
+    results = await asyncio.gather(*late, return_exceptions=True)
+    assert [type(result) for result in results] == [DeadlineError, DeadlineError]
+    assert await asyncio.gather(*running, before, early, after) == [1, 3, 9, 11]
+    assert work.batches == [[0], [1, 4, 5]]
+    await asyncio.wait_for(lane.idle(), TIMEOUT_S)
+    assert scheduler.n_waiting == 0
+
+
+async def test_what_is_late_at_once_never_starts_on_an_idle_device(scheduler: Scheduler) -> None:
+    work = Numbers()
+    (late,) = scheduler.submit(Lane(work), [1], deadline_s=time.monotonic())
+    with pytest.raises(DeadlineError, match="before the frame's turn came"):
+        await late
+    assert work.batches == []
+
+
+WAITS_FOREVER_MS = 1e9
+
+
+@pytest.fixture
+async def waiting_scheduler() -> AsyncIterator[Scheduler]:
+    made = Scheduler(max_batch_size=4, max_queue_size=10, max_batch_delay_ms=WAITS_FOREVER_MS)
+    yield made
+    await asyncio.wait_for(made.close(), TIMEOUT_S)
+
+
+async def batch_of(scheduler: Scheduler, lane: Lane[int, int, int], work: Numbers, n_items: int) -> None:
+    """Have the lane's last batch be one of so many."""
+    work.running.clear()
+    work.gate.clear()
+    first = scheduler.submit(lane, [0])
+    assert await asyncio.to_thread(work.running.wait, TIMEOUT_S)
+    rest = scheduler.submit(lane, list(range(1, n_items + 1)))
+    work.gate.set()
+    await asyncio.gather(*first, *rest)
+    assert work.batches[-1] == list(range(1, n_items + 1))
+
+
+async def settle() -> None:
+    """Let whatever is ready in the event loop run."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+async def test_with_a_delay_the_next_batch_waits_for_the_callers_of_the_last(waiting_scheduler: Scheduler) -> None:
+    work = Numbers()
+    lane = Lane(work)
+    await batch_of(waiting_scheduler, lane, work, 3)
+    futures = waiting_scheduler.submit(lane, [10])
+    await settle()
+    futures += waiting_scheduler.submit(lane, [11])
+    await settle()
+    assert waiting_scheduler.n_waiting == 2
+    futures += waiting_scheduler.submit(lane, [12])
+    await asyncio.gather(*futures)
+    assert work.batches[-1] == [10, 11, 12]
+
+
+async def test_with_a_delay_the_wait_has_an_end() -> None:
+    scheduler = Scheduler(max_batch_size=4, max_queue_size=10, max_batch_delay_ms=20)
+    work = Numbers()
+    lane = Lane(work)
+    await batch_of(scheduler, lane, work, 3)
+    assert await asyncio.gather(*scheduler.submit(lane, [10])) == [21]
+    await scheduler.close()
+
+
+async def test_with_a_delay_a_lone_caller_and_an_idle_engine_never_wait(waiting_scheduler: Scheduler) -> None:
+    work = Numbers()
+    lane = Lane(work)
+    for item in range(5):
+        (future,) = waiting_scheduler.submit(lane, [item])
+        assert await asyncio.wait_for(future, TIMEOUT_S) == item * 2 + 1
+    await batch_of(waiting_scheduler, lane, work, 4)
+    lane.last_batch_end_s = -math.inf  # long ago
+    (future,) = waiting_scheduler.submit(lane, [7])
+    assert await asyncio.wait_for(future, TIMEOUT_S) == 15
+
+
+async def test_with_a_delay_other_lanes_and_work_that_gains_nothing_never_wait(waiting_scheduler: Scheduler) -> None:
+    work, other, slow = Numbers(), Numbers(), Numbers(gains_from_batches=False)
+    lane = Lane(work)
+    await batch_of(waiting_scheduler, lane, work, 3)
+    held = waiting_scheduler.submit(lane, [10])
+    await settle()
+    assert waiting_scheduler.n_waiting == 1
+    futures = waiting_scheduler.submit(Lane(other), [1])  # and so the device has better to do than to wait
+    assert await asyncio.wait_for(asyncio.gather(*held, *futures), TIMEOUT_S) == [21, 3]
+    assert await asyncio.wait_for(asyncio.gather(*waiting_scheduler.submit(Lane(slow), [1, 2, 3])), TIMEOUT_S)
+
+
+async def test_closing_ends_the_wait(waiting_scheduler: Scheduler) -> None:
+    work = Numbers()
+    lane = Lane(work)
+    await batch_of(waiting_scheduler, lane, work, 3)
+    (held,) = waiting_scheduler.submit(lane, [10])
+    await settle()
+    await asyncio.wait_for(waiting_scheduler.close(), TIMEOUT_S)
+    assert isinstance(held.exception(), EngineClosedError)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(
+        st.one_of(
+            st.tuples(st.just("add"), st.integers(0, 3), st.integers(1, 6), st.booleans()),
+            st.tuples(st.just("take"), st.integers(1, 5)),
+            st.tuples(st.sampled_from(["cancel", "discard"]), st.integers(0, 50)),
+        ),
+        max_size=40,
+    )
+)
+def test_turns_are_fair_and_nothing_is_lost_or_taken_twice(steps: list[tuple]) -> None:
+    loop = asyncio.new_event_loop()
+    lane: Lane[int, int, int] = Lane(Numbers())
+    futures: list[asyncio.Future[int]] = []  # the item is its place here
+    caller_of: list[int] = []
+    added_at: list[int] = []
+    late: set[int] = set()
+    gone: set[int] = set()  # cancelled
+    taken: list[int] = []
+    last_turn: dict[int, int] = {}
+    now = 0  # counts steps and turns
+
+    def waiting(caller: int) -> list[int]:
+        left = set(range(len(futures))) - late - gone - set(taken)
+        return sorted(item for item in left if caller_of[item] == caller)
+
+    def take(max_items: int) -> None:
+        nonlocal now
+        n_waiting = sum(len(waiting(caller)) for caller in range(4))
+        batch = lane.take(max_items, now_s=0.0)
+        assert len(batch) == min(max_items, n_waiting)
+        for future, item in batch.items():
+            now += 1
+            caller = caller_of[item]
+            assert future is futures[item]
+            assert item == waiting(caller)[0]
+            for other in range(4):
+                if other != caller and caller in last_turn and waiting(other):
+                    waited_since_then = added_at[waiting(other)[0]] < last_turn[caller]
+                    assert not waited_since_then or last_turn.get(other, -1) > last_turn[caller]
+            taken.append(item)
+            last_turn[caller] = now
+            lane.finished()
+
+    for step in steps:
+        now += 1
+        match step:
+            case ("add", caller, n_items, is_late):
+                for _ in range(n_items):
+                    item = len(futures)
+                    futures.append(loop.create_future())
+                    caller_of.append(caller)
+                    added_at.append(now)
+                    if is_late:
+                        late.add(item)
+                    lane.add(futures[item], item, caller=caller, deadline_s=0.0 if is_late else math.inf)
+            case ("take", max_items):
+                take(max_items)
+            case (how, place) if futures:
+                item = place % len(futures)
+                if item not in taken and not futures[item].done():
+                    futures[item].cancel()
+                    gone.add(item)
+                    if how == "discard":
+                        lane.discard(futures[item], caller=caller_of[item])
+    take(len(futures) + 1)
+    assert sorted(taken) == sorted(set(range(len(futures))) - late - gone)
+    assert all(isinstance(futures[item].exception(), DeadlineError) for item in late - gone)
+    assert lane.n_waiting == 0 and not lane.waiting()
+    loop.run_until_complete(asyncio.wait_for(lane.idle(), TIMEOUT_S))
+    loop.close()
 
 
 @settings(max_examples=30, deadline=None)

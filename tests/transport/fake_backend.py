@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 from lipsync.errors import (
     FrameRangeError,
@@ -36,6 +36,8 @@ class FakeBackend:
         gate: while set to an event, frames wait for it.
         started, finished, cancelled: counts of frames.
         calls: counts of calls by method.
+        callers, timeouts_s: as given with each call for frames.
+        refused: counts of frames that were refused before they came here, by model.
     """
 
     def __init__(self, *models: str, size: int = 64) -> None:
@@ -48,15 +50,27 @@ class FakeBackend:
         self.most_in_flight = 0
         self.calls: Counter[str] = Counter()
         self.asked: list[tuple[Output, int | None]] = []
+        self.callers: list[Hashable] = []
+        self.timeouts_s: list[float | None] = []
+        self.refused: Counter[str] = Counter()
 
     @property
     def in_flight(self) -> int:
         return self.started - self.finished - self.cancelled
 
     async def frame(
-        self, model_name: str, frame_id: int, *, output: Output = Output.WHOLE_FRAME, jpeg_quality: int | None = None
+        self,
+        model_name: str,
+        frame_id: int,
+        *,
+        output: Output = Output.WHOLE_FRAME,
+        jpeg_quality: int | None = None,
+        timeout_s: float | None = None,
+        caller: Hashable | None = None,
     ) -> Frame:
         self.calls["frame"] += 1
+        self.callers.append(caller)
+        self.timeouts_s.append(timeout_s)
         self.asked.append((output, jpeg_quality))
         return await self._make(model_name, frame_id, output)
 
@@ -94,8 +108,12 @@ class FakeBackend:
         *,
         output: Output = Output.WHOLE_FRAME,
         jpeg_quality: int | None = None,
+        timeout_s: float | None = None,
+        caller: Hashable | None = None,
     ) -> list[Frame]:
         self.calls["frames"] += 1
+        self.callers.append(caller)
+        self.timeouts_s.append(timeout_s)
 
         async def one(frame_id: int) -> Frame:
             try:
@@ -141,11 +159,19 @@ class FakeBackend:
             device="cpu",
             total_requests=self.started,
             failed_requests=0,
-            avg_ms=4.5,
-            min_ms=1.25,
-            max_ms=9.0,
-            p50_ms=4.0,
-            p95_ms=8.0,
-            p99_ms=8.5,
+            cached_requests=3,
+            inference_avg_ms=4.5,
+            inference_min_ms=1.25,
+            inference_max_ms=9.0,
+            inference_p50_ms=4.0,
+            inference_p95_ms=8.0,
+            inference_p99_ms=8.5,
+            total_avg_ms=14.5,
+            total_p50_ms=14.0,
+            total_p95_ms=18.0,
+            total_p99_ms=18.5,
             optimizations=("channels_last",),
         )
+
+    def count_refused(self, name: str) -> None:
+        self.refused[name] += 1

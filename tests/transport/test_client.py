@@ -4,7 +4,9 @@ import asyncio
 import gc
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from lipsync import Client, Output, errors
@@ -39,6 +41,52 @@ async def test_frame_raises(client: Client) -> None:
     for wrong in ({"frame_id": 2**31}, {"frame_id": 1, "jpeg_quality": 0}, {"frame_id": 1, "jpeg_quality": 96}):
         with pytest.raises(errors.InvalidRequestError):
             await client.frame("anna", **wrong)
+
+
+async def test_numbers_of_other_kinds(client: Client, backend: FakeBackend) -> None:
+    assert (await client.frame("anna", np.int64(3), jpeg_quality=np.uint8(55))).frame_id == 3  # type: ignore[arg-type]
+    assert backend.asked[-1] == (Output.WHOLE_FRAME, 55)
+    ids = np.arange(3)
+    assert [frame.frame_id for frame in await client.frames("anna", ids)] == [0, 1, 2]
+    assert [frame.frame_id async for frame in client.stream("anna", ids)] == [0, 1, 2]
+
+
+class Uncomparable(float):
+    """What a range would compare with each of its members, one by one."""
+
+    def __eq__(self, other: object) -> bool:
+        raise AssertionError("looked for in a range")
+
+
+@pytest.mark.parametrize("number", [Uncomparable(5.0), True, np.bool_(True), np.float64(5), "5", "x" * 10_000, None])
+async def test_what_is_no_whole_number_is_refused_as_such(client: Client, backend: FakeBackend, number: Any) -> None:
+    calls = [client.frame("anna", number), client.frames("anna", [number]), anext(client.stream("anna", [number]))]
+    if number is not None:  # which stands for the server's default
+        calls.append(client.frame("anna", 1, jpeg_quality=number))
+    for call in calls:
+        with pytest.raises(errors.InvalidRequestError, match="expected a whole number") as caught:
+            await call
+        assert len(str(caught.value)) < 200
+    assert not backend.calls["frame"] and not backend.calls["frames"]
+
+
+@pytest.mark.parametrize("name", [3, None, b"anna", "\ud800"])
+async def test_a_name_that_is_no_text_is_refused_as_such(client: Client, name: Any) -> None:
+    for call in (
+        client.frame(name, 0),
+        client.frames(name, [0]),
+        anext(client.stream(name, [0])),
+        client.stats(name),
+        client.load_package(name),
+        client.load_package("anna", name),
+    ):
+        with pytest.raises(errors.InvalidRequestError, match="expected text"):
+            await call
+
+
+async def test_an_output_that_is_none_is_refused_as_such(client: Client) -> None:
+    with pytest.raises(errors.InvalidRequestError, match="'face_crop'; expected an Output"):
+        await client.frame("anna", 0, output="face_crop")  # type: ignore[arg-type]
 
 
 async def test_frames(client: Client, backend: FakeBackend) -> None:
@@ -217,7 +265,9 @@ async def test_no_folder_of_models_no_loading(backend: FakeBackend) -> None:
 
 async def test_stats_models_health(client: Client) -> None:
     stats = await client.stats("anna")
-    assert (stats.name, stats.frame_count, stats.p99_ms, stats.optimizations) == ("anna", 1000, 8.5, ("channels_last",))
+    assert (stats.name, stats.frame_count, stats.optimizations) == ("anna", 1000, ("channels_last",))
+    assert (stats.inference_p99_ms, stats.total_avg_ms, stats.total_p99_ms) == (8.5, 14.5, 18.5)
+    assert (stats.total_requests, stats.failed_requests, stats.cached_requests) == (0, 0, 3)
     with pytest.raises(errors.ModelNotFoundError) as caught:
         await client.stats("zed")
     assert caught.value.model_name == "zed"
@@ -264,6 +314,21 @@ async def test_deadlines(server: Server, backend: FakeBackend) -> None:
         backend.gate.set()
         async with asyncio.timeout(10):
             assert [frame.ok for frame in await asyncio.gather(*waiting)] == [True, True]
+
+
+async def test_the_backend_is_told_whose_frames_they_are_and_how_long_they_may_wait(
+    client: Client, backend: FakeBackend
+) -> None:
+    await client.frame("anna", 1, timeout_s=None)
+    await client.frame("anna", 1, timeout_s=100)
+    await client.frames("anna", [1, 2, 3], timeout_s=50)
+    for timeout_s in (None, 200):
+        assert [frame.ok async for frame in client.stream("anna", range(3), timeout_s=timeout_s)] == [True] * 3
+    # each call is a caller, and all frames of a stream have one
+    assert [backend.callers.index(caller) for caller in backend.callers] == [0, 1, 2, 3, 3, 3, 6, 6, 6]
+    limits_s = [None, 100, 50, None, None, None, 200, 200, 200]
+    for told_s, limit_s in zip(backend.timeouts_s, limits_s, strict=True):
+        assert told_s is None if limit_s is None else told_s is not None and 0 < told_s <= limit_s
 
 
 async def test_metadata(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:

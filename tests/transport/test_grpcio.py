@@ -58,7 +58,7 @@ async def test_generate_inference(grpcio: Grpcio, server: Server, backend: FakeB
     ],
 )
 async def test_what_is_wrong_with_a_frame_is_its_answer(
-    grpcio: Grpcio, server: Server, fields: dict[str, Any], code: str, text: str
+    grpcio: Grpcio, server: Server, backend: FakeBackend, fields: dict[str, Any], code: str, text: str
 ) -> None:
     request = grpcio.pb2.OptimizedInferenceRequest(**fields)
     async with grpcio.stub(server) as stub:
@@ -68,6 +68,8 @@ async def test_what_is_wrong_with_a_frame_is_its_answer(
         assert (answer.success, answer.frame_id, answer.prediction_data) == (False, request.frame_id, b"")
         assert answer.error_code == getattr(grpcio.pb2, f"FRAME_ERROR_CODE_{code}")
         assert text in answer.error
+    # the backend counts what it refuses itself, and is told of the rest
+    assert backend.refused["anna"] + backend.calls["frame"] == 2
 
 
 @pytest.mark.parametrize(
@@ -178,7 +180,10 @@ async def test_load_stats_list_health(grpcio: Grpcio, server: Server, tmp_path: 
         assert (stats.model_name, stats.frame_count, stats.device) == ("carl", 1000, "cpu")
         assert (stats.avg_inference_time_ms, stats.min_inference_time_ms, stats.max_inference_time_ms) == (4.5, 1.25, 9)
         assert (stats.p50_inference_time_ms, stats.p95_inference_time_ms, stats.p99_inference_time_ms) == (4, 8, 8.5)
+        assert (stats.avg_total_time_ms, stats.p50_total_time_ms) == (14.5, 14)
+        assert (stats.p95_total_time_ms, stats.p99_total_time_ms) == (18, 18.5)
         assert list(stats.optimizations_active) == ["channels_last"]
+        assert (stats.failed_requests, stats.cached_requests) == (0, 3)
         with pytest.raises(grpc.RpcError) as caught:
             await in_thread(stub.GetStats, pb2.StatsRequest(model_name="zed"))
         assert caught.value.code() is grpc.StatusCode.NOT_FOUND
