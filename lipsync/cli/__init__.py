@@ -6,6 +6,7 @@ import asyncio
 import os
 import sys
 
+from lipsync.cli.stopping import Terminated, Termination
 from lipsync.errors import LipsyncError
 
 MISSING_EXTRA = (
@@ -15,6 +16,8 @@ MISSING_EXTRA = (
 
 def main() -> None:
     """Run the command line. Errors of this library are one message on stderr and exit code 1."""
+    termination = Termination()
+    termination.remember()  # already while the rest is imported; commands that do not look at it release it
     try:
         import click
 
@@ -24,7 +27,7 @@ def main() -> None:
         sys.exit(1)
     try:
         # Not click's standalone mode, which makes Ctrl-C an exit code of 1.
-        sys.exit(cli(standalone_mode=False))
+        sys.exit(cli(standalone_mode=False, obj=termination))
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
@@ -45,3 +48,7 @@ def main() -> None:
     except (click.Abort, KeyboardInterrupt, asyncio.CancelledError):
         print("lipsync: interrupted", file=sys.stderr)
         sys.exit(130)
+    except Terminated:
+        # The work was not done; 128 + SIGTERM is what a shell makes of a process that the signal itself has ended.
+        print("lipsync: terminated", file=sys.stderr)
+        sys.exit(143)

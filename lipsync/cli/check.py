@@ -63,7 +63,7 @@ async def check_server(address: str, *, model: str | None, save: Path | None, ti
             await _check_model(client, report, model, save)
     console.print(table)
     if report.ok and save is not None:
-        console.print(f"the first frame is in {save}", markup=False)
+        console.print(f"the first frame is in {save}", markup=False, soft_wrap=True)
     return report.ok
 
 
@@ -123,8 +123,10 @@ async def _check_model(client: Client, report: Report, model: str, save: Path | 
         report.failed("stats", str(error))
         return
     found = (
-        f"{stats.total_requests} frames, {stats.failed_requests} failed; "
-        f"p50 {stats.p50_ms:.1f}, p95 {stats.p95_ms:.1f}, p99 {stats.p99_ms:.1f} ms on {stats.device}"
+        f"{stats.total_requests} frames, {stats.failed_requests} failed, {stats.cached_requests} cached; "
+        f"on {stats.device}; network p50 {stats.inference_p50_ms:.1f}, p95 {stats.inference_p95_ms:.1f}, "
+        f"p99 {stats.inference_p99_ms:.1f} ms; whole frame, waiting included, p50 {stats.total_p50_ms:.1f}, "
+        f"p95 {stats.total_p95_ms:.1f}, p99 {stats.total_p99_ms:.1f} ms"
     )
     report.passed("stats", timer.ms, found)
 
@@ -182,8 +184,11 @@ def describe(frame: Frame) -> str:
     if (height, width, 3) != frame.shape:
         raise LipsyncError(f"frame {frame.frame_id} is {width}x{height}, but says {frame.shape}")
     times = frame.times
+    picture_size = f"{width}x{height}, {size(len(frame.jpeg))}"
+    if frame.cached:
+        return f"{picture_size}; server {times.total_ms:.1f} ms: made before, and kept"
     return (
-        f"{width}x{height}, {size(len(frame.jpeg))}; server {times.total_ms:.1f} ms: queue {times.queue_ms:.1f}, "
+        f"{picture_size}; server {times.total_ms:.1f} ms: queue {times.queue_ms:.1f}, "
         f"prepare {times.prepare_ms:.1f}, inference {times.inference_ms:.1f}, "
         f"composite {times.composite_ms:.1f}, encode {times.encode_ms:.1f}"
     )

@@ -8,7 +8,6 @@ import io
 import os
 import signal
 import sys
-import threading
 import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,8 +19,9 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw
 
 from lipsync.cli.check import check_server
+from lipsync.cli.stopping import Terminated, Termination
 from lipsync.cli.terminal import console, progress_bars
-from lipsync.demo.build import build_demo_package, demo_package_folder
+from lipsync.demo.build import BuildStopped, build_demo_package
 from lipsync.demo.measure import mouth_opening
 from lipsync.demo.speech import ASSETS, Timeline, mouth_track
 from lipsync.engine.audio import VIDEO_FPS, read_audio
@@ -36,6 +36,10 @@ MOUTH_SIZE = (240, 150)
 MOUTH_DEPTH = 0.69
 """How far down the face the mouth is."""
 SERVER_SAYS = "server: "
+SERVER_END_S = 2.0
+"""How long a server may still be seen running after it broke a connection because it ended."""
+SERVER_LAST_LINES = 20
+"""What is told of a server's last words."""
 SERVER_STOP_S = 15.0
 """How long the demo's server may take to end after SIGTERM before it is killed."""
 
@@ -51,25 +55,31 @@ class Received:
     widest: Frame | None = None
 
 
-def build_package(folder: Path | None) -> Path:
+def build_package(folder: Path | None, termination: Termination) -> Path:
     """The demo package's folder; drawn and built first if it is not there, with progress.
 
-    In a thread, which Ctrl-C asks to stop: a KeyboardInterrupt inside compiled code may come out as something else.
+    In a thread, which Ctrl-C and SIGTERM ask to stop: an exception that they raise inside compiled code may come out as
+    something else. Raises Terminated.
     """
-    stop = threading.Event()
     with progress_bars("demo package:") as on_progress, ThreadPoolExecutor(1, "lipsync-build") as builder:
         try:
-            target = folder or demo_package_folder()
-            return builder.submit(build_demo_package, target, on_progress, stop=stop).result()
+            return builder.submit(build_demo_package, folder, on_progress, stop=termination.stop).result()
+        except BuildStopped:
+            raise Terminated from None
         except BaseException:
-            stop.set()
+            termination.stop.set()
             raise
 
 
-async def run_demo(out: Path, package: Path) -> bool:
-    """Serve, check, stream, write. Returns False if a check failed."""
+async def run_demo(out: Path, package: Path, termination: Termination) -> bool:
+    """Serve, check, stream, write. Returns False if a check failed; raises Terminated."""
+    with termination.cancels_task():
+        return await _run_demo(out, package)
+
+
+async def _run_demo(out: Path, package: Path) -> bool:
     await asyncio.to_thread(out.mkdir, parents=True, exist_ok=True)
-    console.print(f"the demo package is {package}", markup=False)
+    console.print(f"the demo package is {package}", markup=False, soft_wrap=True)
     async with running_server(package) as address:
         healthy = await check_server(address, model=package.name, save=None, timeout_s=60.0)
         received = await _record(address, package, out / "demo.mp4")
@@ -80,23 +90,28 @@ async def run_demo(out: Path, package: Path) -> bool:
         ("frame.jpg", "the frame with the widest mouth"),
         ("mouths.jpg", "twelve mouths, with their times"),
     ):
-        console.print(f"  {out / name}  {what}", markup=False)
+        console.print(f"  {out / name}  {what}", markup=False, soft_wrap=True)
     p50, p95 = np.percentile(received.server_ms, (50, 95))
     console.print(
         f"measured: {len(received.server_ms)} frames, {received.frames_per_second:.1f} frames/s through the server; "
-        f"a frame took {p50:.1f} ms (p50), {p95:.1f} ms (p95) there, waiting for its turn in the stream included"
+        f"a frame took {p50:.1f} ms (p50), {p95:.1f} ms (p95) there, waiting for its turn in the stream included",
+        soft_wrap=True,
     )
     drawn = mouth_track(Timeline.load(ASSETS / "speech.json"), len(received.openings))[:, 0]
     console.print(
         "measured: the mouth's opening follows that of the drawing with a correlation of "
-        f"{np.corrcoef(received.openings, drawn)[0, 1]:.3f}"
+        f"{np.corrcoef(received.openings, drawn)[0, 1]:.3f}",
+        soft_wrap=True,
     )
     return healthy
 
 
 @contextlib.asynccontextmanager
 async def running_server(package: Path) -> AsyncIterator[str]:
-    """A server process that serves one package on a free port; yields its address, stops it at the end."""
+    """A server process that serves one package on a free port; yields its address, stops it at the end.
+
+    Raises LipsyncError with the server's last words if it does not start, or ends by itself.
+    """
     command = ("serve", "--models", str(package.parent), "--load", package.name, "--port", "0")
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "lipsync", *command),
@@ -116,7 +131,14 @@ async def running_server(package: Path) -> AsyncIterator[str]:
                 break
         if address is None:
             raise LipsyncError(f"the demo's server did not start:\n{(await errors).decode().strip()}")
-        yield address
+        try:
+            yield address
+        except LipsyncError as error:  # the server's end, or only its answer
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(process.wait(), SERVER_END_S)
+            if process.returncode is None:
+                raise
+            raise LipsyncError(_server_ended(process.returncode, await errors)) from error
     finally:
         with contextlib.suppress(ProcessLookupError):  # it may end just now
             process.send_signal(signal.SIGTERM)
@@ -125,10 +147,14 @@ async def running_server(package: Path) -> AsyncIterator[str]:
         except TimeoutError:
             process.kill()
             await process.wait()
-        errors.cancel()
-        await asyncio.gather(errors, return_exceptions=True)
+        said = await errors  # to its end, which is that of the process
     if process.returncode != 0:
-        raise LipsyncError(f"the demo's server ended with exit code {process.returncode}")
+        raise LipsyncError(_server_ended(process.returncode, said))
+
+
+def _server_ended(returncode: int | None, said: bytes) -> str:
+    lines = said.decode(errors="replace").splitlines()[-SERVER_LAST_LINES:] or ["(nothing)"]
+    return "\n".join([f"the demo's server ended with exit code {returncode}; the last that it said:", *lines])
 
 
 async def _record(address: str, package: Path, path: Path) -> Received:

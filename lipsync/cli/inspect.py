@@ -21,7 +21,7 @@ def inspect_package(folder: Path, *, as_json: bool) -> bool:
             problems = [{"where": p.where, "found": p.found, "expected": p.expected} for p in error.problems]
             print(json.dumps({"path": str(folder), "usable": False, "problems": problems}, indent=2))
         else:
-            error_console.print(str(error), markup=False)
+            error_console.print(str(error), markup=False, soft_wrap=True)
         return False
     if as_json:
         print(json.dumps(describe(package), indent=2))

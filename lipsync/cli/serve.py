@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
-import signal
 import sys
-from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +13,7 @@ import torch
 
 import lipsync
 from lipsync.cli.demo import build_package
+from lipsync.cli.stopping import Termination
 from lipsync.cli.terminal import add_row, console, count, duration, error_console, make_table, progress_bars, size
 from lipsync.config import EngineConfig, ServerConfig
 from lipsync.demo.build import demo_package_folder
@@ -28,15 +26,18 @@ LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
 async def run_server(
-    engine_config: EngineConfig, server_config: ServerConfig, packages: dict[str, Path], *, required: Collection[str]
+    engine_config: EngineConfig, server_config: ServerConfig, packages: dict[str, Path], termination: Termination
 ) -> None:
     """Load packages, then serve until SIGTERM or SIGINT.
 
-    Raises what is wrong with the settings, or with a package that is `required`; others are left out.
+    Raises what is wrong with the settings, or with a package that they name in `load`; others are left out. Raises
+    Terminated if SIGTERM came before it served.
     """
-    task = asyncio.current_task()
-    assert task is not None
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)  # until `serve` takes over
+    with termination.cancels_task():  # until `serve` takes over
+        await _run_server(engine_config, server_config, packages)
+
+
+async def _run_server(engine_config: EngineConfig, server_config: ServerConfig, packages: dict[str, Path]) -> None:
     async with Engine(engine_config) as engine:
         console.print(
             f"lipsync {lipsync.__version__}, torch {torch.__version__} on {engine.device}, {os.cpu_count()} cores"
@@ -46,9 +47,9 @@ async def run_server(
                 with progress_bars(f"{name}:") as on_progress:
                     info = await engine.load(folder, name=name, progress=on_progress)
             except LipsyncError as error:
-                if name in required:
+                if name in server_config.load:
                     raise
-                error_console.print(f"left out: {error}", markup=False)
+                error_console.print(f"left out: {error}", markup=False, soft_wrap=True)
                 continue
             print_model(info)
         n_loaded = len(engine.models())
@@ -59,7 +60,6 @@ async def run_server(
         # From here on; what happened so far has been printed.
         logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, stream=sys.stderr)
         await serve(engine, server_config, ready=announce)
-    console.print("stopped")
 
 
 def announce(server: Server) -> None:
@@ -70,18 +70,20 @@ def announce(server: Server) -> None:
     )
 
 
-def find_packages(config: ServerConfig, names: tuple[str, ...]) -> tuple[ServerConfig, dict[str, Path]]:
+def find_packages(config: ServerConfig, termination: Termination) -> tuple[ServerConfig, dict[str, Path]]:
     """The packages to load, by name, and the configuration with its folder of models filled in.
 
-    Raises ConfigError if there is no such folder, or no such package in it.
+    Builds the demo's first, if it is to be loaded. Raises ConfigError if there is no such folder, or no such package
+    in it, and Terminated.
     """
+    names = config.load
     if config.models:
         folder = Path(config.models).absolute()
     else:
         demo = demo_package_folder()
         folder = demo.parent
         if not names or demo.name in names:
-            build_package(demo)
+            build_package(None, termination)
     have = sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name[0] != ".") if folder.is_dir() else []
     if not have:
         raise ConfigError(

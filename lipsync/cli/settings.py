@@ -8,11 +8,11 @@ import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 import click
-from pydantic import Field, ValidationError, create_model
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BeforeValidator, Field, ValidationError, create_model
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from lipsync.config import EngineConfig, ServerConfig
 from lipsync.errors import ConfigError
@@ -29,7 +29,7 @@ class SettingInfo:
     """One setting: its name, type and default, and what it means."""
 
     name: str
-    type: type
+    type: Any
     default: Any
     doc: str
 
@@ -40,6 +40,16 @@ class SettingInfo:
     @property
     def variable(self) -> str:
         return ENVIRONMENT_PREFIX + self.name.upper()
+
+    @property
+    def is_list(self) -> bool:
+        """Of texts: an option that may be given more than once, a variable with commas, a list in the file."""
+        return bool(self.type == tuple[str, ...])
+
+    @property
+    def shown_default(self) -> str:
+        """Empty if there is nothing to show."""
+        return "" if self.default in ("", ()) else str(self.default)
 
 
 def _settings_of(config: type) -> list[SettingInfo]:
@@ -58,9 +68,15 @@ SETTINGS = {setting.name: setting for config in (ServerConfig, EngineConfig) for
 def setting_options(command: Command) -> Command:
     """Give a command one option for each setting, not set by default."""
     for setting in reversed(SETTINGS.values()):
-        shown = "" if setting.default == "" else f" [default: {setting.default}]"
-        command = click.option(setting.option, type=setting.type, default=None, help=setting.doc + shown)(command)
+        shown = f" [default: {setting.shown_default}]" if setting.shown_default else ""
+        kind: dict[str, Any] = {"multiple": True, "metavar": "NAME"} if setting.is_list else {"type": setting.type}
+        command = click.option(setting.option, **kind, default=None, help=setting.doc + shown)(command)
     return command
+
+
+def _split(value: Any) -> Any:
+    """The names in a text with commas; anything else as it is."""
+    return [name for part in value.split(",") if (name := part.strip())] if isinstance(value, str) else value
 
 
 def _nearest(name: str, known: Mapping[str, object] | set[str]) -> str:
@@ -93,19 +109,24 @@ def load_settings(file: Path | None, options: Mapping[str, Any]) -> tuple[Engine
 
     Args:
         file: a TOML file of settings, if there is one.
-        options: from the command line; None means not given.
+        options: from the command line; None or an empty tuple means not given.
     Raises ConfigError: an unknown setting (naming the nearest), a wrong type, a value out of range.
     """
     _check_variables()
     from_file = _read_file(file) if file else {}
     definitions: dict[str, Any] = {
-        name: (setting.type, Field(default=from_file.get(name, setting.default))) for name, setting in SETTINGS.items()
+        name: (
+            # left to `_split`: by itself pydantic would read a variable as JSON
+            Annotated[setting.type, NoDecode, BeforeValidator(_split)] if setting.is_list else setting.type,
+            Field(default=from_file.get(name, setting.default)),
+        )
+        for name, setting in SETTINGS.items()
     }
     config = SettingsConfigDict(env_prefix=ENVIRONMENT_PREFIX, env_ignore_empty=True, validate_default=True)
     base = type("Base", (BaseSettings,), {"model_config": config})
     model: type[BaseSettings] = create_model("Settings", __base__=base, **definitions)
     try:
-        values = model(**{name: value for name, value in options.items() if value is not None}).model_dump()
+        values = model(**{name: value for name, value in options.items() if value not in (None, ())}).model_dump()
     except ValidationError as error:
         wrong = error.errors()[0]
         name = str(wrong["loc"][0]).lower()

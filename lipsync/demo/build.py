@@ -19,6 +19,7 @@ import numpy.typing as npt
 from PIL import Image
 from safetensors.torch import load_file
 
+from lipsync.demo.leftovers import DRAFT_MARK, MANIFEST, sweep_drafts, sweep_versions
 from lipsync.demo.presenter import FRAME_HEIGHT, FRAME_WIDTH, Frame, Pose, draw_frame, pose_track
 from lipsync.demo.speech import ASSETS, Mouth, Timeline, frame_count, mouth_track, read_wav
 from lipsync.engine.audio import VIDEO_FPS, audio_features, encoder_from_state_dict
@@ -44,7 +45,6 @@ FILES = {
     "audio_encoder": "audio_encoder.safetensors",
     "speech": "speech.wav",
 }
-MANIFEST = "package.json"
 FRAME_CRF = 15
 FACE_CRF = 8
 """x264's rate factor: the lower the rate factor, the finer. What the network sees must be nearly lossless."""
@@ -78,7 +78,8 @@ def build_demo_package(
 ) -> Path:
     """Make the demo's model package, or find it made.
 
-    It is built beside `folder` and moved there when complete: an interrupted build leaves nothing.
+    It is built beside `folder` and moved there when complete: an interrupted build leaves nothing, a killed one a draft
+    that a later build removes. In the user's cache folder packages of other versions go as well, once they are old.
 
     Args:
         folder: the package's own folder; by default one in the user's cache folder.
@@ -93,13 +94,21 @@ def build_demo_package(
     target = Path(folder) if folder is not None else demo_package_folder()
     version = _version()
     if _built_version(target) == version:
+        if folder is None:
+            with contextlib.suppress(OSError):
+                os.utime(target.parent)  # when it was last used: `sweep_versions` looks
         return target
     _check_replaceable(target)
     target.parent.mkdir(parents=True, exist_ok=True)
+    sweep_drafts(target, FILES.values())
+    if folder is None:
+        sweep_versions(target, FILES.values())
     draft = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
+        (draft / DRAFT_MARK).touch()
         _build(draft, version, progress or _no_progress, stop or threading.Event())
         draft.chmod(0o755)  # mkdtemp made it private
+        (draft / DRAFT_MARK).unlink()
         if _built_version(target) == version:  # another process was quicker
             shutil.rmtree(draft)
         else:
@@ -196,6 +205,8 @@ def _build(folder: Path, version: str, progress: Progress, stop: threading.Event
     features = audio_features(encoder, samples)[:n_frames]
     np.save(folder / FILES["audio"], features.astype(np.float32))
     progress("listening", 1, 1)
+    if stop.is_set():
+        raise BuildStopped
 
     shapes = mouth_track(Timeline.load(ASSETS / "speech.json"), n_frames)
     drawn = _write_videos(folder, _drawn_frames(pose_track(n_frames), shapes), n_frames, progress, stop)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -63,6 +64,18 @@ def test_inspect_tells_what_is_wrong(models: Path) -> None:
     assert done.returncode == 1 and not found["usable"] and set(found["problems"][0]) == {"where", "found", "expected"}
 
 
+def test_problems_are_whole_lines_in_a_log(models: Path, tmp_path: Path) -> None:
+    problem = re.compile(r"^  - .*; expected .*$")
+    done = run("package", "inspect", str(models / "broken"), COLUMNS="20")
+    lines = done.stderr.splitlines()
+    assert lines[0].endswith("problem):") or lines[0].endswith("problems):")
+    assert lines[1:] and all(problem.match(line) for line in lines[1:])
+    (tmp_path / "broken").symlink_to(models / "broken")
+    done = run("serve", "--models", str(tmp_path), "--port", "0", COLUMNS="20")
+    assert done.returncode == 1 and done.stderr.splitlines()[0].startswith("left out: model package ")
+    assert done.stderr.splitlines()[1 : len(lines)] == lines[1:]
+
+
 def test_doctor_looks_at_everything() -> None:
     done = run("doctor", "--port", "0")
     assert done.returncode == 0, done.stdout
@@ -85,7 +98,16 @@ def test_serve_then_check_then_sigterm(models: Path, tmp_path: Path) -> None:
         assert "of memory in use" in server.output and "cpu" in server.output
         done = run("check", server.address, "--save", str(tmp_path / "first.jpg"))
         assert done.returncode == 0, done.stdout + done.stderr
-        for expected in ("health", "models", "frame 0 of anna", "batch of 6", "stream of 20 at 50 fps", "stats"):
+        for expected in (
+            "health",
+            "models",
+            "frame 0 of anna",
+            "batch of 6",
+            "stream of 20 at 50 fps",
+            "stats",
+            "network p50",
+            "whole frame",
+        ):
             assert expected in done.stdout
         assert "the model has 12 frames" in done.stdout  # 50 and 100 are skipped, and it says why
         assert (tmp_path / "first.jpg").read_bytes().startswith(b"\xff\xd8")
@@ -119,6 +141,8 @@ def test_a_wrong_argument_is_one_line(arguments: tuple[str, ...], message: str) 
 
 
 def test_a_package_asked_for_by_name_must_be_there(models: Path) -> None:
+    done = run("serve", "--models", str(models), LIPSYNC_LOAD="anna,zoe")
+    assert done.returncode == 1 and "no package 'zoe'" in done.stderr
     done = run("serve", "--models", str(models), "--load", "zoe")
     assert done.returncode == 1 and "no package 'zoe'" in done.stderr and "anna" in done.stderr
     done = run("serve", "--models", str(models), "--load", "broken")

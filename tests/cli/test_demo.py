@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import av
 import numpy as np
+import pytest
 from PIL import Image
 
+from lipsync.cli.demo import run_demo, running_server
+from lipsync.cli.stopping import Terminated, Termination
 from lipsync.engine.audio import read_audio
 from lipsync.engine.package import ModelPackage
+from lipsync.errors import ConnectionLostError, FrameRangeError, LipsyncError
 
 TIMEOUT_S = 240
 COMMAND = [sys.executable, "-m", "lipsync", "demo"]
@@ -28,6 +34,9 @@ def test_a_face_talks(demo_package: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert "listening on" in done.stdout and "FAILED" not in done.stdout
     assert "frames/s through the server" in done.stdout
+    measured = [line for line in done.stdout.splitlines() if line.startswith("measured: ")]
+    # whole lines, in a pipe
+    assert len(measured) == 2 and measured[0].endswith("included") and measured[1][-1].isdigit()
     correlation = float(done.stdout.rpartition("with a correlation of")[2].split()[0])
     assert correlation > 0.9
     n_frames = ModelPackage.open(demo_package).frame_count
@@ -48,7 +57,12 @@ def test_package_only_says_where_it_is(demo_package: Path) -> None:
     assert done.stdout == f"{demo_package}\n" and done.returncode == 0
 
 
-def test_ctrl_c_while_building_leaves_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "returncode", "said"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+)
+def test_a_signal_while_building_leaves_nothing(
+    tmp_path: Path, number: signal.Signals, returncode: int, said: str
+) -> None:
     process = subprocess.Popen(
         [*COMMAND, "--package-only", "--package", str(tmp_path / "package")],
         env={**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")},
@@ -60,7 +74,70 @@ def test_ctrl_c_while_building_leaves_nothing(tmp_path: Path) -> None:
     while not any(tmp_path.iterdir()):
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, errors = process.communicate(timeout=TIMEOUT_S)
-    assert process.returncode == 130 and "interrupted" in errors and "Traceback" not in errors
+    assert process.returncode == returncode and said in errors and "Traceback" not in errors
     assert not any(tmp_path.iterdir())
+
+
+@pytest.fixture
+def fake_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Makes a few lines of shell what `running_server` starts: before and after it says that it listens."""
+
+    def fake(after: str, *, before: str = "") -> None:
+        path = tmp_path / "python"
+        path.write_text(f"#!/bin/sh\n{before}\necho 'listening on 127.0.0.1:1 (a fake)'\n{after}\n")
+        path.chmod(0o755)
+        monkeypatch.setattr("lipsync.cli.demo.sys.executable", str(path))
+
+    return fake
+
+
+async def test_the_end_of_its_server_is_told(fake_server: Callable[..., None]) -> None:
+    fake_server("for i in $(seq 50); do echo line $i >&2; done; exit 7")
+    lost = ConnectionLostError("no connection")
+    with pytest.raises(LipsyncError) as caught:
+        async with running_server(Path("models/demo")):
+            raise lost
+    text = str(caught.value)
+    assert "exit code 7" in text and text.endswith("line 49\nline 50") and "line 5\n" not in text
+    assert caught.value.__cause__ is lost
+
+
+async def test_an_error_of_a_server_that_runs_on_is_the_error(
+    fake_server: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_server("exec sleep 1000")
+    monkeypatch.setattr("lipsync.cli.demo.SERVER_END_S", 0.01)
+    wrong = FrameRangeError("demo", 7, 5)
+    with pytest.raises(FrameRangeError) as caught:
+        async with running_server(Path("models/demo")):
+            raise wrong
+    assert caught.value is wrong
+
+
+async def test_a_server_that_does_not_end_well_is_told(fake_server: Callable[..., None]) -> None:
+    fake_server("wait", before="trap 'echo oh no >&2; kill $!; exit 3' TERM; sleep 1000 &")
+    with pytest.raises(LipsyncError, match="exit code 3.*\n.*oh no"):
+        async with running_server(Path("models/demo")):
+            pass
+
+
+def test_sigterm_stops_its_server_too(
+    fake_server: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_server("exec sleep 1000", before=f"echo $$ > {tmp_path}/pid")
+    started = asyncio.Event()
+
+    async def check(*_: object, **__: object) -> bool:
+        signal.raise_signal(signal.SIGTERM)
+        started.set()
+        await asyncio.sleep(TIMEOUT_S)
+        raise AssertionError("went on")
+
+    monkeypatch.setattr("lipsync.cli.demo.check_server", check)
+    with pytest.raises(Terminated):
+        asyncio.run(run_demo(tmp_path / "out", Path("models/demo"), Termination()))
+    assert started.is_set()
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)

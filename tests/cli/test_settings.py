@@ -34,7 +34,10 @@ def test_options_win_over_variables_and_variables_over_the_file(
 
 
 def test_every_setting_can_be_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
-    given = {"device": "cpu", "host": "127.0.0.9", "models": "/packages", "grace_s": "2.5"}
+    given = {
+        **{"device": "cpu", "runtime": "torch", "host": "127.0.0.9", "models": "/packages", "load": "anna, ben"},
+        **{"grace_s": "2.5", "max_batch_delay_ms": "1.5"},
+    }
     for name, setting in SETTINGS.items():
         value = given.get(name, str(setting.default + 1) if setting.type is int else None)
         assert value is not None, name
@@ -42,6 +45,16 @@ def test_every_setting_can_be_a_variable(monkeypatch: pytest.MonkeyPatch) -> Non
     engine, server = load_settings(None, {})
     assert (engine.device, engine.max_batch_size) == ("cpu", EngineConfig().max_batch_size + 1)
     assert (server.grace_s, server.models, server.port) == (2.5, "/packages", ServerConfig().port + 1)
+    assert server.load == ("anna", "ben")
+
+
+def test_a_list_comes_from_wherever_the_rest_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "lipsync.toml"
+    file.write_text('load = ["anna", "ben"]\n')
+    assert load_settings(file, {"load": ()})[1].load == ("anna", "ben")
+    monkeypatch.setenv("LIPSYNC_LOAD", "chi,")
+    assert load_settings(file, {"load": ()})[1].load == ("chi",)
+    assert load_settings(file, {"load": ("dora", "emil")})[1].load == ("dora", "emil")
 
 
 def test_names_are_one_namespace() -> None:
@@ -57,6 +70,7 @@ def test_names_are_one_namespace() -> None:
         ("port = 'many'\n", "setting port is 'many'"),
         ("port = 70000\n", "port is 70000; expected 0 to 65535"),
         ("jpeg_quality = 100\n", "jpeg_quality is 100; expected 1 to 95"),
+        ("load = [1]\n", "setting load is 1"),
         ("port = \n", "is no TOML"),
     ],
 )
