@@ -1,15 +1,13 @@
 """The whole frames of a model, less their faces: encoded once for a JPEG quality, while its video decodes.
 
-Nothing decoded is kept but a ring around each face. Filling goes on behind a model that serves already, at a lower
-priority: whoever needs a frame that is not there yet waits for it.
+Nothing decoded is kept but a ring around each face. Filling goes on behind a model that serves already: whoever needs a
+frame that is not there yet waits for it. (Not at a lower priority: encoding holds Python's lock, and
+whoever is kept from running keeps it.)
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
-import sys
 import threading
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,16 +15,17 @@ from dataclasses import dataclass
 
 from lipsync.engine.compositor import FrameRing
 from lipsync.engine.jpeg import JpegBackground, aligned_region
+from lipsync.engine.memory import return_free_memory
 from lipsync.engine.rectangles import Rectangle
 from lipsync.engine.video import DecodingStopped, UInt8, VideoInfo, for_each_frame
 from lipsync.errors import EngineClosedError, InternalError, LipsyncError, OverloadedError
 
 logger = logging.getLogger(__name__)
 
+TRIM_EVERY = 64
+"""Frames after which the allocator gives back what it keeps between the small pieces that stay: 0.6 GB in the end."""
 EXTRA_QUALITIES = 3
 """JPEG qualities beside the configured one whose backgrounds are kept, those used last."""
-NICENESS = 10
-"""Of the threads that fill: frames that are asked for, and networks that are loaded, come first."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -112,7 +111,7 @@ class Backgrounds:
         self._tracks: dict[int, BackgroundTrack] = {}  # the one used last at the end
         self._lock = threading.Lock()
         self._stop = threading.Event()
-        self._filler = ThreadPoolExecutor(1, "lipsync-background", initializer=_lower_priority)
+        self._filler = ThreadPoolExecutor(1, "lipsync-background")
         self._add_track(quality)
 
     def track(self, quality: int) -> BackgroundTrack:
@@ -151,6 +150,8 @@ class Backgrounds:
                 Background(JpegBackground.encode(frame, quality, region), FrameRing.cut(frame, region, rectangle))
             )
             done += 1
+            if done % TRIM_EVERY == 0:
+                return_free_memory()
 
         try:
             for_each_frame(self._video, keep, stop=self._stop)
@@ -161,6 +162,7 @@ class Backgrounds:
             track.fail(error)
         except Exception as error:
             track.fail(InternalError.logged(error, f"preparing frame {done}"))
+        return_free_memory()
 
     @property
     def nbytes(self) -> int:
@@ -176,10 +178,3 @@ class Backgrounds:
         self._stop.set()
         self._filler.shutdown()
         self._tracks.clear()
-
-
-def _lower_priority() -> None:
-    """Of this thread, and of those that FFmpeg starts from it: Linux has a priority for each thread."""
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)

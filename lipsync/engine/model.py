@@ -101,8 +101,15 @@ class Model:
     """A package in memory. `run` and `finish` are the two halves of a frame's way, for the scheduler's threads."""
 
     def __init__(
-        self, name: str, package: ModelPackage, faces: FaceSet, chosen: ChosenRuntime, backgrounds: Backgrounds
+        self,
+        name: str,
+        package: ModelPackage,
+        faces: FaceSet,
+        chosen: ChosenRuntime,
+        jpeg_quality: int,
+        times_ms: dict[str, float],
     ) -> None:
+        """Begins to prepare the whole frames: until then the network had all cores for itself."""
         self.name = name
         self.package = package
         self.frame_count = package.frame_count
@@ -110,11 +117,11 @@ class Model:
         self.psnr_db = chosen.psnr_db
         self.load_ms = 0.0
         self.statistics = FrameStatistics()
-        self._times_ms: dict[str, float] = {}
+        self._times_ms = times_ms
         self._faces = faces
         self._crops: npt.NDArray[np.uint8] = faces.crops.numpy()
         self._rectangles = _as_tuples(package.rectangles)
-        self._backgrounds = backgrounds
+        self._backgrounds = Backgrounds(package.videos["full_body"], self._rectangles, jpeg_quality)
 
     @classmethod
     def load(
@@ -126,51 +133,44 @@ class Model:
         progress: Progress | None = None,
         stop: threading.Event | None = None,
     ) -> Model:
-        """Decode the face crops and set up the network; whole frames are prepared meanwhile, and after. Blocking;
-        `stop` ends it early.
+        """Decode the face crops and set up the network; whole frames are prepared behind that. Blocking; `stop` ends it
+        early.
 
         Raises MediaError, DeviceError, or lipsync.engine.video.DecodingStopped. A whole frame that cannot be decoded
         is told to whoever asks for it.
         """
-        rectangles = _as_tuples(package.rectangles)
-        backgrounds = Backgrounds(package.videos["full_body"], rectangles, options.jpeg_quality)
-        try:
-            start = time.perf_counter()
-            crops = decode_videos(
-                {"crops_328": package.videos["crops_328"]},
-                pin_memory=options.device.type == "cuda",
-                progress=progress,
-                stop=stop,
-            )["crops_328"]
-            decoded = time.perf_counter()
+        start = time.perf_counter()
+        crops = decode_videos(
+            {"crops_328": package.videos["crops_328"]},
+            pin_memory=options.device.type == "cuda",
+            progress=progress,
+            stop=stop,
+        )["crops_328"]
+        decoded = time.perf_counter()
 
-            def windows(frame_ids: Sequence[int]) -> torch.Tensor:
-                return _windows(package, frame_ids)
+        def windows(frame_ids: Sequence[int]) -> torch.Tensor:
+            return _windows(package, frame_ids)
 
-            faces = FaceSet(crops, package.rectangles, package.geometry, package.window_shape, windows)
-            with device_errors(options.device, "while the network was loaded"):
-                chosen = choose_runtime(
-                    options.runtime,
-                    package.network,
-                    faces,
-                    options.device,
-                    feature_budget_bytes=max(0, options.memory_budget_bytes - crops.nbytes),
-                    batch_sizes=options.batch_sizes,
-                )
-            model = cls(name, package, faces, chosen, backgrounds)
-            model._times_ms = {
-                "full_body": package.open_ms["full_body"],
-                "crops_328": package.open_ms["crops_328"] + (decoded - start) * 1000,
-                "audio": package.open_ms["audio"],
-                "network": package.open_ms["network"] + (time.perf_counter() - decoded) * 1000,
-            }
-            # The runtime has weights of its own: these would be kept twice. Their shapes stay.
-            package.network.to("meta")
-            return_free_memory()
-            return model
-        except BaseException:
-            backgrounds.close()
-            raise
+        faces = FaceSet(crops, package.rectangles, package.geometry, package.window_shape, windows)
+        with device_errors(options.device, "while the network was loaded"):
+            chosen = choose_runtime(
+                options.runtime,
+                package.network,
+                faces,
+                options.device,
+                feature_budget_bytes=max(0, options.memory_budget_bytes - crops.nbytes),
+                batch_sizes=options.batch_sizes,
+            )
+        times_ms = {
+            "full_body": package.open_ms["full_body"],
+            "crops_328": package.open_ms["crops_328"] + (decoded - start) * 1000,
+            "audio": package.open_ms["audio"],
+            "network": package.open_ms["network"] + (time.perf_counter() - decoded) * 1000,
+        }
+        # The runtime has weights of its own: these would be kept twice. Their shapes stay.
+        package.network.to("meta")
+        return_free_memory()
+        return cls(name, package, faces, chosen, options.jpeg_quality, times_ms)
 
     def stop_preparing(self) -> None:
         """Prepare no more backgrounds: whoever waits for one gets EngineClosedError."""
