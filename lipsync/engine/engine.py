@@ -403,11 +403,13 @@ class Engine:
                 max_batch_delay_ms=self.config.max_batch_delay_ms,
                 finish_threads=self.config.encode_threads,
             )
-        requests = await self._with_backgrounds(model, requests, deadline_s)
-        if self._models.get(model.name) is not model:  # unloaded meanwhile
-            error = ModelNotFoundError(model.name, sorted(self._models))
-            return [Frame(model.name, request.frame_id, error=error) for request in requests]
-        futures = self._scheduler.submit(self._lanes[model.name], requests, caller=caller, deadline_s=deadline_s)
+        lane = self._lanes[model.name]
+        lane.hold()  # an unload waits for these frames from here on
+        try:
+            requests = await self._with_backgrounds(model, requests, deadline_s)
+            futures = self._scheduler.submit(lane, requests, caller=caller, deadline_s=deadline_s)
+        finally:
+            lane.finished()
         try:
             results = await asyncio.gather(*futures, return_exceptions=True)
         except asyncio.CancelledError:

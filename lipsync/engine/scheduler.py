@@ -90,6 +90,10 @@ class Lane(Generic[Item, Made, Done]):
         """Queue an item. It counts until its threads are done with it, even if nobody waits for it any more."""
         self._callers.setdefault(caller, OrderedDict())[future] = _Waiting(item, deadline_s)
         self.n_waiting += 1
+        self.hold()
+
+    def hold(self) -> None:
+        """Count something that is not queued yet as unfinished, until `finished` is called for it."""
         self._unfinished += 1
         self._idle.clear()
 
