@@ -3,11 +3,12 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: help demo test lint format generate check-generated clean clean-venv
+.PHONY: help demo test bench lint format generate check-generated clean clean-venv
 
 help:
 	@echo "make demo      set up, then serve the demo model, ask it for frames, and write demo/demo.mp4"
 	@echo "make test      the whole test suite"
+	@echo "make bench     measure this engine beside the design that it replaces: half an hour, on an idle machine"
 	@echo "make lint      ruff, mypy, and the check that generated code is up to date"
 	@echo "make format    put the code into its one format"
 	@echo "make generate  the Python classes of api/optimized_lipsyncsrv.proto, and the tables in README.md"
@@ -22,6 +23,9 @@ demo: $(VENV)/.done
 
 test: $(VENV)/.done
 	$(BIN)/python -m pytest
+
+bench: $(VENV)/.done
+	$(BIN)/lipsync bench --out bench
 
 lint: $(VENV)/.done check-generated
 	$(BIN)/ruff check .
@@ -41,7 +45,7 @@ check-generated: $(VENV)/.done
 	$(BIN)/python tools/readme_tables.py --check
 
 clean:
-	rm -rf demo dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf demo bench dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 clean-venv: clean

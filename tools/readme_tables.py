@@ -31,7 +31,7 @@ def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 def settings_table() -> str:
     rows = []
     for setting in SETTINGS.values():
-        default = f"`{setting.default}`" if setting.default != "" else ""
+        default = f"`{setting.shown_default}`" if setting.shown_default else ""
         rows.append((f"`{setting.option}`", f"`{setting.variable}`", default, setting.doc))
     return table(("option", "variable", "default", "meaning"), rows)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,19 @@ import click
 
 from lipsync import __version__
 from lipsync.cli.settings import load_settings, setting_options
+from lipsync.cli.stopping import Terminated, Termination
 
 DEFAULT_ADDRESS = "localhost:50051"
 FOLDER = click.Path(path_type=Path)
+STOPPED_GENTLY = ("serve", "demo")
+"""The commands that look at SIGTERM themselves."""
+pass_termination = click.make_pass_decorator(Termination, ensure=True)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="lipsync", message="%(prog)s %(version)s")
-def cli() -> None:
+@click.pass_context
+def cli(context: click.Context) -> None:
     """Lip-synced frames of prepared people, in real time.
 
     \b
@@ -29,10 +35,11 @@ def cli() -> None:
     Look at a package:  lipsync package inspect packages/anna
     If anything fails:  lipsync doctor
     """
+    if context.invoked_subcommand not in STOPPED_GENTLY:
+        context.ensure_object(Termination).release()
 
 
 @cli.command()
-@click.option("--load", "names", multiple=True, metavar="NAME", help="A model to load; may be given more than once.")
 @click.option(
     "--config",
     "config_file",
@@ -41,22 +48,27 @@ def cli() -> None:
     help="A TOML file of settings, named as the options are: port = 50051",
 )
 @setting_options
-def serve(names: tuple[str, ...], config_file: Path | None, **options: Any) -> None:
+@pass_termination
+def serve(termination: Termination, /, config_file: Path | None, **options: Any) -> None:
     """Serve models over gRPC until SIGTERM or Ctrl-C.
 
     With --models, every package in that folder is loaded, or those that --load names. Without either, the demo model
     is served, built first if need be.
 
     Every option is also a variable (LIPSYNC_PORT=50052) and a line of the settings file (port = 50052). Options win
-    over variables, variables over the file.
+    over variables, variables over the file. Of --load, which may be given more than once, the variable separates names
+    by commas (LIPSYNC_LOAD=anna,ben), and the file has a list (load = ["anna", "ben"]).
     """
     engine_config, server_config = load_settings(config_file, options)
-    from lipsync.cli.serve import find_packages, run_server
-    from lipsync.engine.runtime import resolve_device
+    with contextlib.suppress(Terminated):  # how a server is meant to end, however early: no error
+        from lipsync.cli.serve import find_packages, run_server
+        from lipsync.engine.runtime import resolve_device
 
-    resolve_device(engine_config.device)  # said before the demo package is built, if that is to come
-    server_config, packages = find_packages(server_config, names)
-    asyncio.run(run_server(engine_config, server_config, packages, required=names))
+        termination.check()
+        resolve_device(engine_config.device)  # said before the demo package is built, if that is to come
+        server_config, packages = find_packages(server_config, termination)
+        asyncio.run(run_server(engine_config, server_config, packages, termination))
+    print("stopped")
 
 
 @cli.command()
@@ -104,18 +116,70 @@ def inspect(folder: Path, as_json: bool) -> None:
 )
 @click.option("--package-only", is_flag=True, help="Build the demo package, say where it is, and stop.")
 @click.option("--package", "folder", type=FOLDER, help="Build it there instead of in the user's cache folder.")
-def demo(out: Path, package_only: bool, folder: Path | None) -> None:
+@pass_termination
+def demo(termination: Termination, /, out: Path, package_only: bool, folder: Path | None) -> None:
     """See a face talk: build the demo package, serve it, ask for its frames, write a video.
 
     Writes demo.mp4, frame.jpg and mouths.jpg (twelve mouths with their times) into the output folder.
     """
     from lipsync.cli.demo import build_package, run_demo
 
-    built = build_package(folder)
+    termination.check()
+    built = build_package(folder, termination)
     if package_only:
         print(built)
         return
-    sys.exit(0 if asyncio.run(run_demo(out, built)) else 1)
+    sys.exit(0 if asyncio.run(run_demo(out, built, termination)) else 1)
+
+
+@cli.command()
+@click.option("--quick", is_flag=True, help="The ratios alone, in under a minute.")
+@click.option("--seconds", type=float, help="For how long strict streams have to be smooth: 60, or 0 with --quick.")
+@click.option(
+    "--out", type=FOLDER, default=Path("bench"), show_default=True, help="Folder for results.json and the charts."
+)
+@click.option("--device", default="auto", show_default=True, help="Where our network runs: auto, cpu, cuda or cuda:N.")
+@click.option(
+    "--packages", "folder", type=FOLDER, help="Measure with the packages in this folder, made by --make-package."
+)
+@click.option(
+    "--make-package",
+    "make_folder",
+    is_flag=False,
+    flag_value="",
+    metavar="[DIR]",
+    help="Build the packages, there or in the user's cache folder, say where they are, and stop.",
+)
+@click.option(
+    "--report", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Measure nothing: write --docs."
+)
+@click.option(
+    "--docs", type=FOLDER, default=Path("docs"), show_default=True, help="Where --report writes performance.md."
+)
+def bench(
+    quick: bool,
+    seconds: float | None,
+    out: Path,
+    device: str,
+    folder: Path | None,
+    make_folder: str | None,
+    report: Path | None,
+    docs: Path,
+) -> None:
+    """Measure this engine beside the design that it replaces, in one run.
+
+    Shows tables, and writes results.json with every sample, and charts. What the reference design needs (grpcio,
+    OpenCV) and what else is compared (ONNX Runtime) is left out where it is not installed. Takes about half an hour on
+    two cores; nothing else should run meanwhile.
+    """
+    from lipsync.cli.bench import build_packages, run_bench, write_docs
+
+    if report is not None:
+        write_docs(report, docs)
+    elif make_folder is not None:
+        print(build_packages(Path(make_folder) if make_folder else None).folder)
+    else:
+        run_bench(out, packages_folder=folder, quick=quick, seconds=seconds, device=device)
 
 
 @cli.command()
