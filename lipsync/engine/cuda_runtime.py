@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -93,7 +94,7 @@ class CudaRuntime:
     Raises torch.OutOfMemoryError if the device has no memory for it.
     """
 
-    gains_from_batches = True
+    largest_useful_batch = sys.maxsize
     resizes = True
 
     def __init__(

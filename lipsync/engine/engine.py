@@ -271,7 +271,7 @@ class Engine:
 
     def _optimizations(self, model: Model) -> tuple[str, ...]:
         """What the engine adds to those of the model's runtime."""
-        batches = self.config.max_batch_size > 1 and model.gains_from_batches
+        batches = min(self.config.max_batch_size, model.largest_useful_batch) > 1
         return (*(["batches"] if batches else []), *(["result_cache"] if self._cache.on else []))
 
     def _find(self, name: str) -> tuple[Model, ModelLane]:

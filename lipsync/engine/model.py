@@ -183,8 +183,8 @@ class Model:
         return_free_memory()
 
     @property
-    def gains_from_batches(self) -> bool:
-        return self.runtime.gains_from_batches
+    def largest_useful_batch(self) -> int:
+        return self.runtime.largest_useful_batch
 
     @property
     def parts(self) -> tuple[LoadedPart, ...]:

@@ -26,6 +26,10 @@ from lipsync.engine.unet import AUDIO_GRID, DoubleConv, InvertedResidual, UNet
 
 Value = TypeVar("Value")
 
+CPU_STRIPS = 8
+"""Row strips of the last step up where torch runs on a CPU: 90 ms instead of 130 for the full-width network in float32,
+and a quarter of the memory at its peak."""
+
 
 @dataclass(frozen=True, eq=False)
 class Conv:
@@ -262,10 +266,9 @@ def _run(ops: Ops[Value], x: Value, block: Block, rows_padded: tuple[int, int] |
 class TorchOps:
     """The operations, executed by torch on one device in one precision, channels last in memory."""
 
-    n_strips = 1
-
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
         self._device, self._dtype = device, dtype
+        self.n_strips = CPU_STRIPS if device.type == "cpu" else 1
         self._placed: dict[str, tuple[Tensor, Tensor]] = {}
         self._mask: Tensor | None = None
 

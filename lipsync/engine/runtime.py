@@ -34,7 +34,7 @@ MIN_PSNR_DB = 45.0
 WIDE_NETWORK = 4_000_000
 """Weights from which on 8 bits are tried on a CPU: a narrower network spends its time between the convolutions, and is
 slower so (benchmarks: the network alone). The full-width ones have 12 million."""
-N_SAMPLES = 5
+N_SAMPLES = 3
 """Frames of the package that a runtime is held against; every other one also tells the ranges of 8-bit layers."""
 
 
@@ -80,8 +80,8 @@ class Runtime(Protocol):
         """What makes it faster than plain float32, as it is at this moment."""
 
     @property
-    def gains_from_batches(self) -> bool:
-        """True if several frames at once take less time than one by one."""
+    def largest_useful_batch(self) -> int:
+        """Up to how many frames take less time together than one by one; 1 if none do."""
 
     @property
     def resizes(self) -> bool:
@@ -134,15 +134,19 @@ def device_errors(device: torch.device, doing: str) -> Iterator[None]:
 
 
 class _RecordingOps(TorchOps):
-    """Plain float32 torch that keeps the range of what each convolution reads, while `recording`."""
+    """Plain float32 torch that keeps the range of what each convolution reads, while `recording`.
 
-    def __init__(self) -> None:
+    Those whose names begin with one of `passed_over` are left out.
+    """
+
+    def __init__(self, passed_over: tuple[str, ...]) -> None:
         super().__init__(torch.device("cpu"), torch.float32)
+        self._passed_over = passed_over
         self.recording = False
         self.ranges: dict[str, tuple[float, float]] = {}
 
     def conv(self, x: Tensor, conv: Conv, *, relu: bool = False, rows_padded: tuple[int, int] | None = None) -> Tensor:
-        if self.recording:
+        if self.recording and not conv.name.startswith(self._passed_over):
             low, high = self.ranges.get(conv.name, (0.0, 0.0))
             found_low, found_high = torch.aminmax(x)
             self.ranges[conv.name] = min(low, float(found_low)), max(high, float(found_high))
@@ -159,7 +163,7 @@ class Reference:
 
     @cached_property
     def _made(self) -> tuple[list[UInt8], dict[str, tuple[float, float]]]:
-        ops = _RecordingOps()
+        ops = _RecordingOps(self._plan.finest)
         moved = []
         for i, frame_id in enumerate(self.frame_ids):
             ops.recording = i % 2 == 0
@@ -169,7 +173,8 @@ class Reference:
 
     @property
     def ranges(self) -> dict[str, tuple[float, float]]:
-        """The lowest and highest value that each convolution reads on every other sample frame, by its name."""
+        """The lowest and highest value that each convolution reads on every other sample frame, by its name; without
+        those of the plan's finest ones."""
         return self._made[1]
 
     def psnr_db(self, runtime: Runtime) -> float:

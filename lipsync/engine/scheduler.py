@@ -5,8 +5,8 @@ of threads finishes the frames of a batch (composite, encode) while the device i
 takes one item of each caller in turn, so that a long call delays the next frame of a stream by a batch, not by its
 length.
 
-What waits when the device is ready goes: an idle device never waits for more. A lane whose work does not gain from
-batches takes its items one by one, so that each is answered as soon as it is made.
+What waits when the device is ready goes: an idle device never waits for more. A batch has no more items than the
+lane's work gains from, so that each is answered as soon as it can be made.
 
 Only `max_batch_delay_ms` makes a lane wait, and only for callers that are likely to be back: after a batch of several
 items, while fewer wait than that batch had and no other lane has work, until the time is over, counted from the end of
@@ -48,8 +48,8 @@ class BatchWork(Protocol[Item, Made, Done_co]):
     """What a lane does with its items. Both methods are called in threads."""
 
     @property
-    def gains_from_batches(self) -> bool:
-        """True if a batch takes less time than its items one by one, as on a GPU. If not, batches have one item."""
+    def largest_useful_batch(self) -> int:
+        """Up to how many items take less time together than one by one: many on a GPU. No batch has more."""
 
     def run(self, items: list[Item]) -> list[Made]:
         """The whole batch, on the device's thread; one result an item, in order."""
@@ -217,7 +217,7 @@ class Scheduler:
                         await self._work_arrived.wait()
                 continue
             del self._lanes[lane]
-            batch = lane.take(self._max_batch_size if lane.work.gains_from_batches else 1, time.monotonic())
+            batch = lane.take(min(self._max_batch_size, lane.work.largest_useful_batch), time.monotonic())
             if lane.n_waiting:
                 self._lanes[lane] = None  # behind the others
             if batch:
@@ -225,7 +225,7 @@ class Scheduler:
 
     def _worth_waiting_s(self, lane: Lane[Any, Any, Any]) -> float:
         """How long to wait for more items of the lane; 0 or less: not at all. The module's text says why."""
-        if not self._max_batch_delay_s or not lane.work.gains_from_batches or len(self._lanes) > 1:
+        if not self._max_batch_delay_s or lane.work.largest_useful_batch == 1 or len(self._lanes) > 1:
             return 0.0
         if not 0 < lane.n_waiting < lane.last_batch_size:
             return 0.0

@@ -27,7 +27,7 @@ class TorchRuntime:
     """Frames go through one by one: a CPU is slower the more frames go together, for their activations leave its
     caches. benchmarks/cpu_batch.py measures it; docs/architecture.md has the numbers."""
 
-    gains_from_batches = False
+    largest_useful_batch = 1
     resizes = False
 
     def __init__(self, plan: InferencePlan[Tensor], faces: FaceSet, device: torch.device, precision: str) -> None:

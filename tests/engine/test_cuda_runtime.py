@@ -134,7 +134,7 @@ def test_arrays_are_the_callers_own(network: UNet, faces: FaceSet) -> None:
 def test_what_it_says_of_itself(network: UNet, faces: FaceSet) -> None:
     runtime = cuda_runtime_of(network, faces, "cpu", "float32")
     assert runtime.name == "cuda-float32" and runtime.device == "cpu"
-    assert runtime.gains_from_batches and runtime.resizes
+    assert runtime.largest_useful_batch > 64 and runtime.resizes
     assert runtime.optimizations == (
         "folded_batch_norms",
         "composed_convolutions",

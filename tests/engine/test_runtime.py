@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -95,6 +96,25 @@ def test_kept_features_change_nothing(name: str) -> None:
         assert before < keeping.nbytes <= before + budget
         # Another audio over a kept face.
         assert psnr(keeping.run([1], faces.windows([5]))[0], plain.run([1], faces.windows([5]))[0]) > 50
+
+
+@pytest.mark.parametrize("name", [name for name in runtime_names(CPU) if "openvino" in name])
+@pytest.mark.parametrize("budget", [0, 2_000_000])
+def test_frames_side_by_side_are_the_frames_one_by_one(name: str, budget: int) -> None:
+    from lipsync.engine.openvino_runtime import OpenVinoRuntime
+
+    net = filled(328, "ave")
+    faces = face_set(net)
+    plan = InferencePlan[Any](net)
+    ranges = Reference(plan, faces).ranges if "int8" in name else {}
+    precision = name.partition("-")[2]
+    runtime = OpenVinoRuntime(plan, faces, precision, ranges, feature_budget_bytes=budget, n_side_by_side=2)
+    assert runtime.largest_useful_batch == 2 and "frames_side_by_side" in runtime.optimizations
+    frame_ids = [3, 0, 5, 3, 1]
+    for _ in range(2):
+        together = runtime.run(frame_ids, faces.windows(frame_ids))
+        for frame_id, face in zip(frame_ids, together, strict=True):
+            assert psnr(face, runtime.run([frame_id], faces.windows([frame_id]))[0]) > 50
 
 
 def test_the_best_that_is_close_enough_is_chosen(caplog: pytest.LogCaptureFixture) -> None:

@@ -22,8 +22,8 @@ TIMEOUT_S = 20
 class Numbers:
     """Doubles numbers in batches, then adds one each. `gate` holds batches back; `refuse` fails them."""
 
-    def __init__(self, *, gains_from_batches: bool = True) -> None:
-        self.gains_from_batches = gains_from_batches
+    def __init__(self, *, largest_useful_batch: int = 1000) -> None:
+        self.largest_useful_batch = largest_useful_batch
         self.batches: list[list[int]] = []
         self.finished: list[int] = []
         self.gate = threading.Event()
@@ -170,7 +170,7 @@ async def test_closing_refuses_what_waits_and_finishes_what_runs() -> None:
 
 
 async def test_work_that_gains_nothing_from_batches_is_done_one_by_one(scheduler: Scheduler) -> None:
-    work = Numbers(gains_from_batches=False)
+    work = Numbers(largest_useful_batch=1)
     await asyncio.gather(*scheduler.submit(Lane(work), [1, 2, 3]))
     assert work.batches == [[1], [2], [3]]
 
@@ -279,7 +279,7 @@ async def test_with_a_delay_a_lone_caller_and_an_idle_engine_never_wait(waiting_
 
 
 async def test_with_a_delay_other_lanes_and_work_that_gains_nothing_never_wait(waiting_scheduler: Scheduler) -> None:
-    work, other, slow = Numbers(), Numbers(), Numbers(gains_from_batches=False)
+    work, other, slow = Numbers(), Numbers(), Numbers(largest_useful_batch=1)
     lane = Lane(work)
     await batch_of(waiting_scheduler, lane, work, 3)
     held = waiting_scheduler.submit(lane, [10])
