@@ -1,8 +1,8 @@
 """The packages that are measured: one person of 523 frames, and shorter cuts of the same, built once and kept.
 
 The pictures are the demo's drawn presenter; the network has the full width and weights drawn from a seed, so that it
-costs what a trained one costs. What it paints is no face, but has a photograph's contrast and detail: flat pictures
-would make JPEGs small, and rounding errors invisible.
+costs what a trained one costs. What it paints is no face, but has contrast and detail: flat pictures would make JPEGs
+small, and rounding errors invisible.
 """
 
 from __future__ import annotations
@@ -170,8 +170,9 @@ def seeded_network(config: UNetConfig, seed: int, faces: UInt8, windows: npt.NDA
 
     Weights at random alone make a chaotic network, where one rounding error grows to a different picture, or a numb
     one, whose flat picture shows none. So batch norms take their statistics from the faces, each level hears more of
-    the encoder's level beside it than of those below, and the last convolution gives its picture contrast. Rounding
-    then shows in it as much as in the demo's trained network, and a little more.
+    the encoder's level beside it than of those below, and the last convolution gives its picture contrast. The gains
+    below were chosen so that rounding shows in it about as much as in the demo's trained network: so how close a
+    runtime comes to float32 here is no evidence of its own; what it does to the demo's network is.
 
     Args:
         faces: (n, size, size, 3) uint8 RGB.

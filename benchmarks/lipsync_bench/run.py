@@ -76,6 +76,10 @@ async def _measure_servers(bench: Bench) -> None:
         "memory is that of a server process that was started with a package of two frames and then loaded the one "
         "that is measured; RSS counts what processes share, USS does not"
     )
+    bench.results.note(
+        "the network's weights are drawn from a seed and fitted so that rounding shows as much as in a trained network: "
+        "psnr_db checks this package; `lipsync serve` says what it is for a package of one's own"
+    )
     await measure_loads(bench)
     async with loaded_servers(bench) as servers:
         await measure_single(bench, servers)
