@@ -77,8 +77,8 @@ async def _measure_servers(bench: Bench) -> None:
         "that is measured; RSS counts what processes share, USS does not"
     )
     bench.results.note(
-        "the network's weights are drawn from a seed and fitted so that rounding shows as much as in a trained network: "
-        "psnr_db checks this package; `lipsync serve` says what it is for a package of one's own"
+        "the network's weights are drawn from a seed, and fitted so that rounding shows about as much as in a trained "
+        "network: psnr_db checks this package; `lipsync serve` says what it is for a package of one's own"
     )
     await measure_loads(bench)
     async with loaded_servers(bench) as servers:
