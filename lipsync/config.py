@@ -37,7 +37,9 @@ class EngineConfig:
     runtime: str = setting(
         "auto", "How the network runs: auto, openvino, torch or cuda, or one in full, as in openvino-bf16."
     )
-    max_batch_size: int = setting(8, "Frames that go through the network together, at most; on a CPU they go singly.")
+    max_batch_size: int = setting(
+        8, "Frames that go through the network together, at most; a CPU takes one for every two cores."
+    )
     max_batch_delay_ms: float = setting(
         0.0, "How long, after a batch, a GPU waits for its callers to be back and fill the next one, at most."
     )

@@ -101,6 +101,6 @@ def print_model(info: ModelInfo) -> None:
     right = ("on disk", "in memory", "time")
     table = make_table(title, "role", "what", *right, right=right)
     for part in info.parts:
-        memory = size(part.memory_bytes) if part.memory_bytes else "mapped"
+        memory = size(part.memory_bytes) if part.memory_bytes or part.role != "audio" else "mapped"
         add_row(table, part.role, part.detail, size(part.file_bytes), memory, duration(part.load_ms))
     console.print(table)

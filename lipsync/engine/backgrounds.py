@@ -7,6 +7,7 @@ whoever is kept from running keeps it.)
 
 from __future__ import annotations
 
+import copy
 import logging
 import threading
 from collections.abc import Iterable, Sequence
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 
 from lipsync.engine.compositor import FrameRing
 from lipsync.engine.jpeg import JpegBackground, aligned_region
-from lipsync.engine.memory import return_free_memory
+from lipsync.engine.memory import trim_heap
 from lipsync.engine.rectangles import Rectangle
 from lipsync.engine.video import DecodingStopped, UInt8, VideoInfo, for_each_frame
 from lipsync.errors import EngineClosedError, InternalError, LipsyncError, OverloadedError
@@ -68,7 +69,7 @@ class BackgroundTrack:
     def fail(self, error: LipsyncError) -> None:
         """No more will come: `get` raises this error from now on."""
         with self._lock:
-            self._error = error
+            self._error = copy.copy(error)  # without its traceback, which holds a decoded frame
             waiting = list(self._waiting.values())
             self._waiting.clear()
         for future in waiting:
@@ -76,11 +77,16 @@ class BackgroundTrack:
 
     def get(self, frame_id: int) -> Background:
         """A frame's background, once `wait` is over. Raises what kept it from coming."""
-        try:
-            return self._frames[frame_id]
-        except IndexError:
-            assert self._error is not None, "the frame was not waited for"
-            raise self._error from None
+        if (error := self.error(frame_id)) is not None:
+            raise error
+        return self._frames[frame_id]
+
+    def error(self, frame_id: int) -> LipsyncError | None:
+        """What kept a frame's background from coming, if it never will. A copy for each who asks: an exception that is
+        raised again and again keeps alive what every one of its frames held."""
+        if frame_id < len(self._frames) or self._error is None:
+            return None
+        return copy.copy(self._error)
 
     def wait(self, frame_ids: Iterable[int]) -> Future[None] | None:
         """None if these frames are there, or will never be; else a future that is done when that is so.
@@ -151,7 +157,7 @@ class Backgrounds:
             )
             done += 1
             if done % TRIM_EVERY == 0:
-                return_free_memory()
+                trim_heap()
 
         try:
             for_each_frame(self._video, keep, stop=self._stop)
@@ -162,7 +168,7 @@ class Backgrounds:
             track.fail(error)
         except Exception as error:
             track.fail(InternalError.logged(error, f"preparing frame {done}"))
-        return_free_memory()
+        trim_heap()
 
     @property
     def nbytes(self) -> int:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
-import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from lipsync.engine.geometry import BORDER
+from lipsync.engine.memory import CAPTURING
 from lipsync.engine.plan import InferencePlan, TorchOps
 from lipsync.engine.resample import Resizer
 from lipsync.engine.runtime import FaceSet, Int32, UInt8
@@ -29,9 +29,6 @@ N_WARM_UPS = 3
 
 cuda: Any = torch.cuda
 """Without the types that torch's streams and events lack."""
-
-_CAPTURING = threading.Lock()
-"""Torch can capture one graph at a time in a process; models load in several threads."""
 
 
 class CropComposer:
@@ -230,7 +227,7 @@ class CudaRuntime:
             graph = torch.cuda.CUDAGraph()
             try:
                 with (
-                    _CAPTURING,
+                    CAPTURING,
                     # Other models may allocate and wait, each in its own thread, while this one is captured.
                     torch.cuda.graph(graph, pool=pools[-1], stream=self._stream, capture_error_mode="thread_local"),
                 ):

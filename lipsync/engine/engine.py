@@ -79,6 +79,7 @@ class Engine:
         self._cache = ResultCache(self.config.result_cache_mb * MIB)
         self._n_preparing = 0
         self._freeing: set[asyncio.Task[None]] = set()
+        self._leaving: set[Model] = set()  # unloaded, with frames in flight
         self._closing: asyncio.Task[None] | None = None
         self._closed = False
 
@@ -108,7 +109,7 @@ class Engine:
             each.stop.set()
         if loading:
             await asyncio.wait(loading)
-        for model in self._models.values():
+        for model in (*self._models.values(), *self._leaving):
             model.stop_preparing()
         if self._scheduler is not None:
             await self._scheduler.close()
@@ -241,8 +242,10 @@ class Engine:
         await asyncio.shield(freeing)
 
     async def _free(self, model: Model, lane: ModelLane) -> None:
+        self._leaving.add(model)
         await lane.idle()
         await asyncio.to_thread(model.close)
+        self._leaving.discard(model)
         logger.info("unloaded %s", model.name)
 
     def models(self) -> list[ModelInfo]:
@@ -407,7 +410,8 @@ class Engine:
         lane.hold()  # an unload waits for these frames from here on
         try:
             requests = await self._with_backgrounds(model, requests, deadline_s)
-            futures = self._scheduler.submit(lane, requests, caller=caller, deadline_s=deadline_s)
+            possible = [request for request in requests if _lost(request) is None]
+            futures = self._scheduler.submit(lane, possible, caller=caller, deadline_s=deadline_s)
         finally:
             lane.finished()
         try:
@@ -417,12 +421,15 @@ class Engine:
                 future.cancel()
             raise
         frames: list[Frame] = []
-        for request, result in zip(requests, results, strict=True):
+        made = dict(zip(map(id, possible), results, strict=True))
+        for request in requests:
+            result = made[id(request)] if id(request) in made else _lost(request)
             if isinstance(result, Frame):
                 frames.append(result)
             elif isinstance(result, LipsyncError):
                 frames.append(Frame(model.name, request.frame_id, error=result))
             else:  # cancelled from outside, or a bug: never in place of a frame
+                assert result is not None
                 raise result
         return frames
 
@@ -433,14 +440,14 @@ class Engine:
         quality that nobody asked for before, they are still being prepared."""
         if requests[0].output is not Output.WHOLE_FRAME:
             return requests
+        if self._n_preparing and self._n_preparing + len(requests) > self.config.max_queue_size:
+            raise OverloadedError(
+                f"{self._n_preparing} frames wait for their backgrounds already, and {len(requests)} more would be "
+                f"over the limit of {self.config.max_queue_size} (max_queue_size); try again later"
+            )
         track = model.backgrounds(requests[0].jpeg_quality)
         waiting = track.wait(request.frame_id for request in requests)
         if waiting is not None:
-            if self._n_preparing + len(requests) > self.config.max_queue_size:
-                raise OverloadedError(
-                    f"{self._n_preparing} frames wait for their backgrounds already, and {len(requests)} more would be "
-                    f"over the limit of {self.config.max_queue_size} (max_queue_size); try again later"
-                )
             self._n_preparing += len(requests)
             timeout_s = None if deadline_s is None else deadline_s - time.monotonic()
             try:
@@ -455,6 +462,11 @@ class Engine:
     def _check_open(self) -> None:
         if self._closed:
             raise EngineClosedError("the engine is closed")
+
+
+def _lost(request: FrameRequest) -> LipsyncError | None:
+    """Why a frame cannot be made whose background was waited for; None if it can."""
+    return None if request.backgrounds is None else request.backgrounds.error(request.frame_id)
 
 
 def _key(model: Model | None, request: FrameRequest) -> FrameKey:

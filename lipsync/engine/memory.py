@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import threading
 from pathlib import Path
 
 import torch
 
 MEMINFO = Path("/proc/meminfo")
 CGROUP = Path("/sys/fs/cgroup")
+CAPTURING = threading.Lock()
+"""Held while a CUDA graph is captured: torch captures one at a time in a process, and must not empty its caches
+meanwhile. Models load in several threads."""
 
 
 def available_bytes() -> int | None:
@@ -40,11 +44,17 @@ def _of_the_container() -> int | None:
     return None
 
 
-def return_free_memory() -> None:
-    """Have allocators give back what they keep: glibc's, and with CUDA torch's, of device and of pinned memory."""
+def trim_heap() -> None:
+    """Have glibc give back what it keeps."""
     with contextlib.suppress(OSError, AttributeError):  # another C library
         ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def return_free_memory() -> None:
+    """Have all allocators give back what they keep: glibc's, and with CUDA torch's, of device and of pinned memory."""
+    trim_heap()
     if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-        with contextlib.suppress(AttributeError):  # not public in every release of torch
-            torch._C._host_emptyCache()
+        with CAPTURING:
+            torch.cuda.empty_cache()
+            with contextlib.suppress(AttributeError):  # not public in every release of torch
+                torch._C._host_emptyCache()

@@ -118,8 +118,9 @@ class Model:
         self.load_ms = 0.0
         self.statistics = FrameStatistics()
         self._times_ms = times_ms
-        self._faces = faces
-        self._crops: npt.NDArray[np.uint8] = faces.crops.numpy()
+        self._windows = faces.windows
+        # A runtime that resizes has crops of its own, on its device.
+        self._crops: npt.NDArray[np.uint8] | None = None if chosen.runtime.resizes else faces.crops.numpy()
         self._rectangles = _as_tuples(package.rectangles)
         self._backgrounds = Backgrounds(package.videos["full_body"], self._rectangles, jpeg_quality)
 
@@ -179,7 +180,7 @@ class Model:
     def close(self) -> None:
         """Give the memory back. Nobody may use the model any more, or hold its arrays."""
         self._backgrounds.close()
-        del self._crops, self._faces, self.runtime, self.package
+        del self._crops, self._windows, self.runtime, self.package
         return_free_memory()
 
     @property
@@ -191,7 +192,7 @@ class Model:
         """What it was made from, and the memory that each keeps now."""
         memory = {
             "full_body": self._backgrounds.nbytes,
-            "crops_328": self._crops.nbytes,
+            "crops_328": 0 if self._crops is None else self._crops.nbytes,
             "audio": 0 if self.package.features_memory_mapped else self.package.features.nbytes,
             "network": self.runtime.nbytes,
         }
@@ -220,7 +221,7 @@ class Model:
         """Prepare a batch and put it through the network: one moved face a request, in order."""
         started = time.perf_counter()
         frame_ids = [item.frame_id for item in items]
-        windows = self._faces.windows(frame_ids)
+        windows = self._windows(frame_ids)
         prepared = time.perf_counter()
         with device_errors(torch.device(self.runtime.device), f"with a batch of {len(items)} frames"):
             moved = self.runtime.run(frame_ids, windows)
@@ -239,7 +240,7 @@ class Model:
         """Composite and encode one frame. Raises what kept its background from being prepared."""
         started = time.perf_counter()
         x1, y1, x2, y2 = self._rectangles[item.frame_id]
-        if self.runtime.resizes:
+        if self._crops is None:
             picture = Image.fromarray(made.face)
         else:
             picture = composite_crop(self._crops[item.frame_id], made.face, x2 - x1, y2 - y1)

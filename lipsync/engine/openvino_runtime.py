@@ -214,7 +214,7 @@ class OpenVinoRuntime:
 
     @property
     def nbytes(self) -> int:
-        return self._weight_bytes + sum(level.nbytes for levels in self._features.values() for level in levels)
+        return self._weight_bytes + sum(level.nbytes for levels in list(self._features.values()) for level in levels)
 
     def run(self, frame_ids: Sequence[int], windows: Tensor) -> list[UInt8]:
         requests = self._side_by_side if len(frame_ids) > 1 else [self._alone]

@@ -275,7 +275,7 @@ class TorchOps:
     @property
     def nbytes(self) -> int:
         """Bytes of the weights that it has moved."""
-        return sum(weight.nbytes + bias.nbytes for weight, bias in self._placed.values())
+        return sum(weight.nbytes + bias.nbytes for weight, bias in list(self._placed.values()))
 
     def place(self, x: Tensor) -> Tensor:
         """A tensor on the device, in the precision."""

@@ -25,7 +25,7 @@ def _has_bf16() -> bool:
 
 class TorchRuntime:
     """Frames go through one by one: a CPU is slower the more frames go together, for their activations leave its
-    caches. benchmarks/cpu_batch.py measures it; docs/architecture.md has the numbers."""
+    caches, as benchmarks/cpu_batch.py measures."""
 
     largest_useful_batch = 1
     resizes = False

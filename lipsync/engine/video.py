@@ -74,6 +74,7 @@ class VideoInfo:
         frame_count: frames that decoding gives.
         fps: frames a second, on average.
         size_bytes: of the file.
+        version: tells the file from another that takes its place later; None is not looked at.
     """
 
     path: Path
@@ -83,6 +84,7 @@ class VideoInfo:
     frame_count: int
     fps: float
     size_bytes: int
+    version: tuple[int, ...] | None = None
 
     @property
     def decoded_bytes(self) -> int:
@@ -277,8 +279,8 @@ def _probe(path: Path, max_side: int, max_pixels: int, max_frames: int, stop: St
             raise MediaError(f"{n_shown} frames; expected at most {max_frames}")
         _check_last_frame(container, stream, last)
         rate = stream.average_rate or stream.guessed_rate or Fraction(0)
-        size_bytes = path.stat().st_size
-        return VideoInfo(path, stream.codec_context.name, stream.width, stream.height, n_shown, float(rate), size_bytes)
+        codec, size_bytes = stream.codec_context.name, path.stat().st_size
+        return VideoInfo(path, codec, stream.width, stream.height, n_shown, float(rate), size_bytes, _version_of(path))
 
 
 def _copy_rgb(frame: VideoFrame, reformatter: VideoReformatter, out: UInt8) -> None:
@@ -289,10 +291,17 @@ def _copy_rgb(frame: VideoFrame, reformatter: VideoReformatter, out: UInt8) -> N
     np.copyto(out.reshape(height, width * 3), rows[:, : width * 3])
 
 
+def _version_of(path: Path) -> tuple[int, ...]:
+    found = path.stat()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
 def _decode(info: VideoInfo, on_frame: Callable[[VideoFrame], None], stop: StopSignal | None) -> None:
     """Decode a whole video, and hold it against what `info` says."""
     done = 0
     with _open(info.path, MAX_PIXELS) as container:
+        if info.version not in (None, _version_of(info.path)):
+            raise MediaError(f"{info.path.name}: another file has taken its place; load the package again")
         stream = _video_stream(container)
         stream.thread_type = "AUTO"
         for frame in container.decode(stream):

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -100,9 +101,29 @@ def test_frames_before_the_damage_are_served(video: VideoInfo, caplog: pytest.Lo
         arrived(track, [N_FRAMES - 1])
         assert isinstance(track.get(N_FRAMES - 1), Background)
         arrived(track, [N_FRAMES])
-        with pytest.raises(MediaError, match="full_body.mp4: 10 frames could be decoded; expected 12"):
-            track.get(N_FRAMES)
+        for _ in range(3):
+            with pytest.raises(MediaError, match="full_body.mp4: 10 frames could be decoded; expected 12") as raised:
+                track.get(N_FRAMES)
+            assert len(raised.traceback) == 2  # no error is raised twice: it would keep what every raising held
+        assert track.error(N_FRAMES - 1) is None and isinstance(track.error(N_FRAMES + 1), MediaError)
         assert "frames from 10 on cannot be prepared" in caplog.text
+    finally:
+        made.close()
+
+
+def test_another_file_in_its_place_is_refused(tmp_path: Path) -> None:
+    """A package that is replaced while it is loaded must not lend its frames to the old one's faces."""
+    path, other = tmp_path / "full_body.mp4", tmp_path / "other.mp4"
+    encode_video(path, pictures(N_FRAMES, WIDTH, HEIGHT))
+    encode_video(other, pictures(N_FRAMES, WIDTH, HEIGHT, seed=1))
+    made = Backgrounds(probe_video(path), RECTANGLES, 90)
+    try:
+        arrived(made.track(90), range(N_FRAMES))
+        other.rename(path)
+        arrived(made.track(60), [0])
+        with pytest.raises(MediaError, match="another file has taken its place; load the package again"):
+            made.track(60).get(0)
+        assert isinstance(made.track(90).get(0), Background)
     finally:
         made.close()
 

@@ -206,7 +206,7 @@ class FakeCuda:
     def _capture(
         self, graph: FakeGraph, *, pool: tuple[int, int], stream: object, capture_error_mode: str
     ) -> Iterator[None]:
-        assert self._capturing is None and cuda_runtime._CAPTURING.locked()
+        assert self._capturing is None and cuda_runtime.CAPTURING.locked()
         assert capture_error_mode == "thread_local"
         self._capturing = graph, pool
         try:
@@ -247,7 +247,7 @@ def test_sizes_that_cannot_be_captured_run_without(
     made = runtime.run([0, 1, 2], faces.windows([0, 1, 2]))
     assert_same_up_to_rounding(made, plain[:3])
     assert fake.steps == [3]
-    assert not cuda_runtime._CAPTURING.locked()
+    assert not cuda_runtime.CAPTURING.locked()
 
 
 def test_where_no_size_can_be_captured_it_says_so(

@@ -36,6 +36,7 @@ from lipsync.errors import (
     FrameRangeError,
     InternalError,
     InvalidRequestError,
+    MediaError,
     ModelExistsError,
     ModelNotFoundError,
     OverloadedError,
@@ -641,7 +642,7 @@ async def test_a_frame_is_byte_by_byte_the_whole_frame_encoded(engine: Engine, p
     package = ModelPackage.open(packages["anna"])
     videos = await asyncio.to_thread(decode_videos, {role: package.videos[role] for role in ("full_body", "crops_328")})
     for frame_id, quality in ((0, 90), (7, 90), (7, 55)):
-        face = model.runtime.run([frame_id], model._faces.windows([frame_id]))[0]
+        face = model.runtime.run([frame_id], model._windows([frame_id]))[0]
         rectangle = model._rectangles[frame_id]
         picture = composite_frame(
             videos["full_body"][frame_id].numpy(), videos["crops_328"][frame_id].numpy(), face, rectangle
@@ -709,3 +710,31 @@ async def test_an_unload_that_is_cancelled_still_frees_the_model(packages: dict[
         await frames
         await asyncio.gather(*engine._freeing)
         assert not hasattr(model, "_crops")  # closed
+
+
+async def test_frames_behind_a_damaged_one_are_told_and_the_others_come(
+    packages: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = backgrounds.for_each_frame
+
+    def damaged(info: Any, work: Any, **options: Any) -> None:
+        n_done = 0
+
+        def until_the_damage(frame: np.ndarray) -> None:
+            nonlocal n_done
+            if n_done == 5:
+                raise MediaError("full_body.mp4: frame 5 is damaged; export the video again")
+            work(frame)
+            n_done += 1
+
+        real(info, until_the_damage, **options)
+
+    monkeypatch.setattr(backgrounds, "for_each_frame", damaged)
+    async with Engine(EngineConfig(device="cpu")) as engine:
+        await engine.load(packages["anna"], name="a")
+        frames = await engine.frames("a", [7, 4, 5, 0])
+        assert [frame.frame_id for frame in frames] == [7, 4, 5, 0]
+        assert [frame.ok for frame in frames] == [False, True, False, True]
+        assert all("frame 5 is damaged" in str(frame.error) for frame in frames if not frame.ok)
+        assert (await engine.frame("a", 7, output=Output.FACE_CROP)).ok
+        assert engine.stats("a").failed_requests == 2

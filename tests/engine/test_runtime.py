@@ -154,6 +154,25 @@ def test_what_is_too_far_off_is_refused_and_said(
         choose_runtime(bad, net, faces, CPU)
 
 
+def test_what_fails_is_passed_over(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A broken library must not keep a package from being served by another."""
+    net = filled(328, "ave")
+    faces = face_set(net)
+    real = runtime_module.make_runtime
+
+    def make(name: str, *args: Any, **options: Any) -> Any:
+        if name != "torch-float32":
+            raise RuntimeError("no such instruction")
+        return real(name, *args, **options)
+
+    monkeypatch.setattr(runtime_module, "make_runtime", make)
+    assert choose_runtime("auto", net, faces, CPU).runtime.name == "torch-float32"
+    if len(runtime_names(CPU)) > 1:
+        assert "is refused: it failed on this package" in caplog.text
+        with pytest.raises(RuntimeError, match="no such instruction"):
+            choose_runtime(runtime_names(CPU)[0], net, faces, CPU)
+
+
 def test_a_runtime_that_is_not_there_is_named() -> None:
     net = filled(328, "ave")
     with pytest.raises(DeviceError, match=r"'cuda' is not there on cpu; there is .*torch-float32"):
@@ -167,7 +186,7 @@ def test_the_reference_is_the_trained_network() -> None:
     assert reference.psnr_db(make_runtime("torch-float32", net, faces, CPU)) == float("inf")
     exact = expected_faces(net, faces, reference.frame_ids)
     assert psnr(np.stack(reference._made[0]), np.floor(exact)) > 60
-    assert all(low <= 0 <= high for low, high in reference.ranges.values())
+    assert all(low <= 0 <= high and low < high for low, high in reference.ranges.values())
 
 
 def test_a_device_that_is_not_there_is_named() -> None:

@@ -82,6 +82,8 @@ async def _view(bench: Bench, served: Served, n: int) -> list[Seen]:
         except TimeoutError:
             # The server answers so late that the viewers cannot even hang up.
             return [Seen(n_wanted=1, worst_gap_ms=SPARE_S * 1000, error="no answer")]
+    if any(process.returncode for process in processes):
+        return [Seen(n_wanted=1, worst_gap_ms=SPARE_S * 1000, error="a process of viewers failed")]
     return [Seen(**seen) for out, _ in answers for seen in json.loads(out)]
 
 
