@@ -18,6 +18,8 @@ from lipsync_bench.measures.throughput import STREAMS
 from lipsync_bench.results import Results
 
 COLOURS = ("#2f6f9f", "#d9822b", "#4f9d69", "#8a5a9e", "#b8483e", "#7a7a7a")
+NARROW = 0.06
+"""Parts of a bar that are narrower than this part of the longest have no number: it would lie over the next one's."""
 _OUTSIDE = re.compile(r"<script.*?</script>|<!--.*?-->", re.DOTALL)
 """pygal's scripts and the links in its comments: a picture needs neither."""
 
@@ -86,9 +88,15 @@ def _single(results: Results) -> Any | None:
         return None
     chart = _chart("HorizontalStackedBar", "A single call, step by step (ms, medians)")
     chart.x_labels = subjects
-    for step in STEPS[:-1]:
-        chart.add(step, [results.median(SINGLE, subject, step) for subject in subjects])
+    medians = {step: [results.median(SINGLE, subject, step) or 0.0 for subject in subjects] for step in STEPS[:-1]}
+    narrow = NARROW * max(sum(of_subject) for of_subject in zip(*medians.values(), strict=True))
+    for step, of_step in medians.items():
+        chart.add(step, [{"value": ms, "formatter": _no_text} if ms < narrow else ms for ms in of_step])
     return chart
+
+
+def _no_text(_: float) -> str:
+    return ""
 
 
 def _bars(measure: str, title: str) -> Callable[[Results], Any | None]:
