@@ -111,7 +111,11 @@ class Client:
             await asyncio.sleep(0)
 
     async def __aenter__(self) -> Self:
-        await self.connect()
+        try:
+            await self.connect()
+        except BaseException:
+            await self.close()  # nobody else will: `async with` does not when this fails
+            raise
         return self
 
     async def __aexit__(

@@ -472,3 +472,14 @@ async def test_without_a_context(server: Server) -> None:
     assert (await client.health()).healthy
     await client.close()
     assert repr(client) == f"Client('{client.address}')"
+
+
+async def test_a_client_that_could_not_enter_leaves_no_connection(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The connection may be lost in the moment in which it was made."""
+    monkeypatch.setattr("lipsync.transport.protocol.GrpcChannel._connected", property(lambda channel: False))
+    with pytest.raises(errors.ConnectionLostError):
+        async with Client(client.address):
+            pass
+    gc.collect()  # an open channel would complain here
