@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import subprocess
 from importlib import metadata
@@ -14,6 +13,7 @@ import psutil
 import torch
 
 import lipsync
+from lipsync.engine.cores import n_cores
 
 FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd", "bf16", "i8mm", "sve")
 """Instruction sets that decide how fast a network runs."""
@@ -36,11 +36,6 @@ HARNESS = Path(__file__).parent
 def importable(*modules: str) -> bool:
     """Whether all of these modules are installed."""
     return all(find_spec(module) is not None for module in modules)
-
-
-def n_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def describe(device: torch.device) -> dict[str, Any]:

@@ -10,18 +10,15 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import re
 import shutil
 import tempfile
 import threading
 import zlib
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import av
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -29,12 +26,11 @@ from safetensors.torch import save_file
 from torch import nn
 
 import lipsync.demo
-from lipsync.demo.build import face_of_crop, resized_crop
-from lipsync.demo.presenter import FRAME_HEIGHT, FRAME_WIDTH, Frame, draw_frame, pose_track
-from lipsync.demo.speech import ASSETS, Mouth, Timeline, frame_count, mouth_track, read_wav
-from lipsync.engine.audio import FEATURE_WIDTH, VIDEO_FPS, feature_window
+from lipsync.demo.build import VIDEO_SIZES, drawn_frames, open_track, video_pictures
+from lipsync.demo.presenter import Frame, pose_track
+from lipsync.demo.speech import ASSETS, Timeline, frame_count, mouth_track, read_wav
+from lipsync.engine.audio import FEATURE_WIDTH, feature_window
 from lipsync.engine.geometry import GEOMETRIES
-from lipsync.engine.h264 import H264Track
 from lipsync.engine.unet import OutConv, UNet, UNetConfig
 from lipsync.errors import LipsyncError
 
@@ -53,20 +49,10 @@ START_WIDTH_FACTOR = 0.125
 MANIFEST = "bench.json"
 """Beside the packages: says that all of them are complete, and what they were made from."""
 FRAME_CRF = 18
-FACE_CRF = 8
-"""x264's rate factor: frames as an encoder writes them, faces nearly lossless."""
-FRAMES_AHEAD = 16
-"""Frames drawn before they are encoded: 3 MB each."""
+"""x264's rate factor: frames as an encoder writes them."""
 N_SEEN = 4
 """Frames from which the network's batch norms take their statistics."""
 GEOMETRY = GEOMETRIES[320]
-VIDEO_SIZES = {
-    "full_body": (FRAME_WIDTH, FRAME_HEIGHT),
-    "crops_328": (GEOMETRY.crop_size, GEOMETRY.crop_size),
-    "rois_320": (GEOMETRY.face_size, GEOMETRY.face_size),
-    "model_inputs": (GEOMETRY.face_size, GEOMETRY.face_size),
-}
-"""Width and height of each video."""
 BELOW_GAIN = 0.1
 """How much a level of the network hears of those below it, beside the encoder's features of its own size."""
 RESIDUAL_GAIN = 0.2
@@ -242,13 +228,9 @@ class _Videos:
         self.n_frames = n_frames
         self.rectangles: list[tuple[int, int, int, int]] = []
         self.landmarks: list[npt.NDArray[np.float32]] = []
-        self._tracks: dict[str, H264Track] = {}
-        for role, (width, height) in VIDEO_SIZES.items():
-            container = av.open(str(folder / f"{role}.mp4"), "w", options={"movflags": "+faststart"})
-            stack.enter_context(container)
-            crf = FRAME_CRF if role == "full_body" else FACE_CRF
-            # one thread: the same file on every machine
-            self._tracks[role] = H264Track(container, width=width, height=height, fps=VIDEO_FPS, crf=crf, n_threads=1)
+        self._tracks = {
+            role: open_track(stack, folder / f"{role}.mp4", role, frame_crf=FRAME_CRF) for role in VIDEO_SIZES
+        }
 
     def write(self, frame: Frame, pictures: dict[str, UInt8]) -> None:
         """Add a frame, unless the package has all of its own already."""
@@ -268,26 +250,11 @@ class _Videos:
 
 
 def _drawn_frames(n_frames: int) -> Iterator[Frame]:
-    """Frames in order, drawn by several threads a few ahead of the one that is taken. The speech goes to and fro."""
+    """Frames in order; the speech goes to and fro."""
     timeline = Timeline.load(ASSETS / "speech.json")
     shapes = mouth_track(timeline, frame_count(len(read_wav(ASSETS / "speech.wav"))))
     there_and_back = np.concatenate((shapes, shapes[-2:0:-1]))
-    mouths = [Mouth.from_array(there_and_back[i % len(there_and_back)]) for i in range(n_frames)]
-    poses = pose_track(n_frames)
-    draw_frame(poses[0])  # fills the caches of what never changes, once
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as drawers:
-        for first in range(0, n_frames, FRAMES_AHEAD):
-            part = slice(first, first + FRAMES_AHEAD)
-            yield from drawers.map(draw_frame, poses[part], mouths[part])
-
-
-def _pictures(frame: Frame) -> dict[str, UInt8]:
-    """What each video shows of a frame."""
-    crop = resized_crop(frame.image.crop(frame.rectangle))
-    face = face_of_crop(crop)
-    masked = face.copy()
-    masked[slice(*GEOMETRY.mask_y), slice(*GEOMETRY.mask_x)] = 0
-    return {"full_body": np.asarray(frame.image), "crops_328": crop, "rois_320": face, "model_inputs": masked}
+    return drawn_frames(pose_track(n_frames), there_and_back[np.arange(n_frames) % len(there_and_back)])
 
 
 def _build(folder: Path, n_frames: int, width_factor: float, progress: OnProgress, stop: threading.Event) -> None:
@@ -302,7 +269,7 @@ def _build(folder: Path, n_frames: int, width_factor: float, progress: OnProgres
         for done, frame in enumerate(_drawn_frames(n_frames), 1):
             if stop.is_set():
                 raise BuildStopped("interrupted while the packages were built")
-            pictures = _pictures(frame)
+            pictures = video_pictures(frame)
             for each in videos:
                 each.write(frame, pictures)
             if len(faces) < N_SEEN:

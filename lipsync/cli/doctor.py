@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import shutil
 import socket
@@ -17,6 +16,7 @@ import psutil
 from rich.text import Text
 
 from lipsync.cli.terminal import add_row, console, make_table, size
+from lipsync.engine.cores import n_cores
 
 COLOURS = {"ok": "green", "note": "yellow", "FAILED": "red"}
 COMFORTABLE_MEMORY = 2 * 10**9
@@ -100,7 +100,7 @@ def runtimes() -> Iterator[Finding]:
 
 
 def cpu() -> Iterator[Finding]:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = n_cores()
     info = Path("/proc/cpuinfo")
     flags: set[str] = set()
     if info.exists():

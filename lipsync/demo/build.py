@@ -45,6 +45,13 @@ FILES = {
     "audio_encoder": "audio_encoder.safetensors",
     "speech": "speech.wav",
 }
+VIDEO_SIZES = {
+    "full_body": (FRAME_WIDTH, FRAME_HEIGHT),
+    "crops_328": (GEOMETRY.crop_size, GEOMETRY.crop_size),
+    "rois_320": (GEOMETRY.face_size, GEOMETRY.face_size),
+    "model_inputs": (GEOMETRY.face_size, GEOMETRY.face_size),
+}
+"""Width and height of each video."""
 FRAME_CRF = 15
 FACE_CRF = 8
 """x264's rate factor: the lower the rate factor, the finer. What the network sees must be nearly lossless."""
@@ -154,7 +161,25 @@ def _check_replaceable(folder: Path) -> None:
     raise PackageError(str(folder), [problem])
 
 
-def _drawn_frames(poses: list[Pose], shapes: npt.NDArray[np.float32]) -> Iterator[Frame]:
+def video_pictures(frame: Frame) -> dict[str, Uint8]:
+    """What each video shows of a frame: (height, width, 3) uint8 RGB by role."""
+    crop = resized_crop(frame.image.crop(frame.rectangle))
+    face = face_of_crop(crop)
+    masked = face.copy()
+    masked[slice(*GEOMETRY.mask_y), slice(*GEOMETRY.mask_x)] = 0
+    return {"full_body": np.asarray(frame.image), "crops_328": crop, "rois_320": face, "model_inputs": masked}
+
+
+def open_track(stack: contextlib.ExitStack, path: Path, role: str, *, frame_crf: int) -> H264Track:
+    """A video of a role, which the stack closes. `frame_crf`: of whole frames; faces are nearly lossless."""
+    container = stack.enter_context(av.open(str(path), "w", options={"movflags": "+faststart"}))
+    width, height = VIDEO_SIZES[role]
+    crf = frame_crf if role == "full_body" else FACE_CRF
+    # one thread: the same file on every machine
+    return H264Track(container, width=width, height=height, fps=VIDEO_FPS, crf=crf, n_threads=1)
+
+
+def drawn_frames(poses: list[Pose], shapes: npt.NDArray[np.float32]) -> Iterator[Frame]:
     """Frames in order, drawn by several threads, a few ahead of the one that is taken."""
     mouths = [Mouth.from_array(row) for row in shapes]
     draw_frame(poses[0])  # fills the caches of what never changes, once
@@ -168,27 +193,14 @@ def _write_videos(
     folder: Path, frames: Iterator[Frame], total: int, progress: Progress, stop: threading.Event
 ) -> list[Frame]:
     """The four videos. Returns the frames without their pictures' pixels."""
-    sizes = {"full_body": (FRAME_WIDTH, FRAME_HEIGHT), "crops_328": (GEOMETRY.crop_size, GEOMETRY.crop_size)}
     drawn: list[Frame] = []
     with contextlib.ExitStack() as stack:
-        tracks: dict[str, H264Track] = {}
-        for role in ("full_body", "crops_328", "rois_320", "model_inputs"):
-            width, height = sizes.get(role, (GEOMETRY.face_size, GEOMETRY.face_size))
-            crf = FRAME_CRF if role == "full_body" else FACE_CRF
-            container = av.open(str(folder / FILES[role]), "w", options={"movflags": "+faststart"})
-            stack.enter_context(container)
-            tracks[role] = H264Track(container, width=width, height=height, fps=VIDEO_FPS, crf=crf, n_threads=1)
+        tracks = {role: open_track(stack, folder / FILES[role], role, frame_crf=FRAME_CRF) for role in VIDEO_SIZES}
         for frame in frames:
             if stop.is_set():
                 raise BuildStopped
-            crop = resized_crop(frame.image.crop(frame.rectangle))
-            face = face_of_crop(crop)
-            masked = face.copy()
-            masked[slice(*GEOMETRY.mask_y), slice(*GEOMETRY.mask_x)] = 0
-            tracks["full_body"].write(np.asarray(frame.image))
-            tracks["crops_328"].write(crop)
-            tracks["rois_320"].write(face)
-            tracks["model_inputs"].write(masked)
+            for role, picture in video_pictures(frame).items():
+                tracks[role].write(picture)
             drawn.append(Frame(Image.new("RGB", (1, 1)), frame.landmarks, frame.rectangle))
             progress("drawing", len(drawn), total)
         for track in tracks.values():
@@ -209,7 +221,7 @@ def _build(folder: Path, version: str, progress: Progress, stop: threading.Event
         raise BuildStopped
 
     shapes = mouth_track(Timeline.load(ASSETS / "speech.json"), n_frames)
-    drawn = _write_videos(folder, _drawn_frames(pose_track(n_frames), shapes), n_frames, progress, stop)
+    drawn = _write_videos(folder, drawn_frames(pose_track(n_frames), shapes), n_frames, progress, stop)
     np.save(folder / FILES["landmarks"], np.stack([frame.landmarks for frame in drawn]))
     rectangles = {str(i): {"rect": list(frame.rectangle)} for i, frame in enumerate(drawn)}
     (folder / FILES["rectangles"]).write_text(json.dumps(rectangles) + "\n", encoding="utf-8")

@@ -78,8 +78,7 @@ class Engine:
         self._scheduler: Scheduler | None = None
         self._cache = ResultCache(self.config.result_cache_mb * MIB)
         self._n_preparing = 0
-        self._freeing: set[asyncio.Task[None]] = set()
-        self._leaving: set[Model] = set()  # unloaded, with frames in flight
+        self._freeing: dict[asyncio.Task[None], Model] = {}  # unloaded, with frames in flight
         self._closing: asyncio.Task[None] | None = None
         self._closed = False
 
@@ -109,7 +108,7 @@ class Engine:
             each.stop.set()
         if loading:
             await asyncio.wait(loading)
-        for model in (*self._models.values(), *self._leaving):
+        for model in (*self._models.values(), *self._freeing.values()):
             model.stop_preparing()
         if self._scheduler is not None:
             await self._scheduler.close()
@@ -237,15 +236,13 @@ class Engine:
         self._cache.drop_model(model)
         # A task of its own: whoever asked for it may stop waiting, but the memory must come back.
         freeing = asyncio.create_task(self._free(model, lane), name=f"lipsync-unload-{name}")
-        self._freeing.add(freeing)
-        freeing.add_done_callback(self._freeing.discard)
+        self._freeing[freeing] = model
+        freeing.add_done_callback(self._freeing.pop)
         await asyncio.shield(freeing)
 
     async def _free(self, model: Model, lane: ModelLane) -> None:
-        self._leaving.add(model)
         await lane.idle()
         await asyncio.to_thread(model.close)
-        self._leaving.discard(model)
         logger.info("unloaded %s", model.name)
 
     def models(self) -> list[ModelInfo]:
@@ -285,6 +282,7 @@ class Engine:
 
     def _info(self, model: Model, *, already: bool = False) -> ModelInfo:
         state = "was loaded already" if already else f"loaded in {model.load_ms:.0f} ms"
+        parts = model.parts
         return ModelInfo(
             name=model.name,
             path=str(model.package.path),
@@ -294,8 +292,8 @@ class Engine:
             features_shape=tuple(model.package.features.shape),
             features_memory_mapped=model.package.features_memory_mapped,
             load_ms=0.0 if already else model.load_ms,
-            memory_bytes=model.memory_bytes,
-            parts=model.parts,
+            memory_bytes=sum(part.memory_bytes for part in parts),
+            parts=parts,
             message=f"{model.name}: {model.frame_count} frames, {state}",
         )
 
@@ -410,7 +408,8 @@ class Engine:
         lane.hold()  # an unload waits for these frames from here on
         try:
             requests = await self._with_backgrounds(model, requests, deadline_s)
-            possible = [request for request in requests if _lost(request) is None]
+            lost = [_lost(request) for request in requests]
+            possible = [request for request, error in zip(requests, lost, strict=True) if error is None]
             futures = self._scheduler.submit(lane, possible, caller=caller, deadline_s=deadline_s)
         finally:
             lane.finished()
@@ -421,15 +420,14 @@ class Engine:
                 future.cancel()
             raise
         frames: list[Frame] = []
-        made = dict(zip(map(id, possible), results, strict=True))
-        for request in requests:
-            result = made[id(request)] if id(request) in made else _lost(request)
+        made = iter(results)
+        for request, error in zip(requests, lost, strict=True):
+            result = next(made) if error is None else error
             if isinstance(result, Frame):
                 frames.append(result)
             elif isinstance(result, LipsyncError):
                 frames.append(Frame(model.name, request.frame_id, error=result))
             else:  # cancelled from outside, or a bug: never in place of a frame
-                assert result is not None
                 raise result
         return frames
 

@@ -114,10 +114,14 @@ class Model:
         self.package = package
         self.frame_count = package.frame_count
         self.runtime = chosen.runtime
-        self.psnr_db = chosen.psnr_db
         self.load_ms = 0.0
         self.statistics = FrameStatistics()
         self._times_ms = times_ms
+        self._details = describe_parts(package)
+        self._details["full_body"] += "; prepared while serving"
+        self._details["network"] += f"; {chosen.runtime.name}"
+        if chosen.psnr_db != float("inf"):
+            self._details["network"] += f", {chosen.psnr_db:.1f} dB from float32"
         self._windows = faces.windows
         # A runtime that resizes has crops of its own, on its device.
         self._crops: npt.NDArray[np.uint8] | None = None if chosen.runtime.resizes else faces.crops.numpy()
@@ -189,26 +193,17 @@ class Model:
 
     @property
     def parts(self) -> tuple[LoadedPart, ...]:
-        """What it was made from, and the memory that each keeps now."""
+        """What it was made from, and the memory that each keeps now; whole frames add to it until all are prepared."""
         memory = {
             "full_body": self._backgrounds.nbytes,
             "crops_328": 0 if self._crops is None else self._crops.nbytes,
             "audio": 0 if self.package.features_memory_mapped else self.package.features.nbytes,
             "network": self.runtime.nbytes,
         }
-        details = describe_parts(self.package)
-        close = "" if self.psnr_db == float("inf") else f", {self.psnr_db:.1f} dB from float32"
-        details["network"] += f"; {self.runtime.name}{close}"
-        details["full_body"] += "; prepared while serving"
         return tuple(
-            LoadedPart(role, details[role], self.package.sizes[role], n_bytes, self._times_ms.get(role, 0.0))
+            LoadedPart(role, self._details[role], self.package.sizes[role], n_bytes, self._times_ms[role])
             for role, n_bytes in memory.items()
         )
-
-    @property
-    def memory_bytes(self) -> int:
-        """Bytes that the model keeps in memory now; whole frames add to it until all are prepared."""
-        return sum(part.memory_bytes for part in self.parts)
 
     def backgrounds(self, jpeg_quality: int) -> BackgroundTrack:
         """Whole frames of a quality less their faces; they begin to be prepared if nobody asked for them before.

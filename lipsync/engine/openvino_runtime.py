@@ -7,7 +7,6 @@ of the package; those of the finest tones (`InferencePlan.finest`) and whatever 
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,6 +16,7 @@ import openvino as ov
 from openvino import opset15 as op
 from torch import Tensor
 
+from lipsync.engine.cores import n_cores
 from lipsync.engine.plan import Conv, InferencePlan
 from lipsync.engine.runtime import FaceSet, UInt8
 
@@ -182,7 +182,7 @@ class OpenVinoRuntime:
         graphs = [_graph(plan, ops, faces, kept_levels=kept, kept_given=False)]
         if kept:
             graphs.append(_graph(plan, ops, faces, kept_levels=kept, kept_given=True))
-        n = n_side_by_side or max(1, _n_cores() // CORES_A_FRAME)
+        n = n_side_by_side or max(1, n_cores() // CORES_A_FRAME)
         (self._alone,) = self._compile(graphs, 1)
         self._side_by_side = self._compile(graphs, n) if n > 1 else [self._alone]
         copies = len(graphs) * (1 if n == 1 else 2)
@@ -191,7 +191,7 @@ class OpenVinoRuntime:
     def _compile(self, graphs: list[Any], n_streams: int) -> list[_Requests]:
         hints = {
             "INFERENCE_PRECISION_HINT": PRECISION_HINTS[self._precision],
-            "INFERENCE_NUM_THREADS": _n_cores(),
+            "INFERENCE_NUM_THREADS": n_cores(),
             "NUM_STREAMS": n_streams,
         }
         whole, *rest = [_core().compile_model(graph, "CPU", hints) for graph in graphs]
@@ -229,11 +229,6 @@ class OpenVinoRuntime:
                     self._features[frame_id] = features
                 moved.append(face)
         return moved
-
-
-def _n_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _first_kept_level(plan: InferencePlan[Node], n_frames: int, budget_bytes: int) -> int:

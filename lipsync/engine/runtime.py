@@ -158,18 +158,18 @@ class Reference:
     """What plain float32 torch makes of a few frames, computed when first asked for."""
 
     def __init__(self, plan: InferencePlan[Tensor], faces: FaceSet) -> None:
-        self._plan = plan
+        self.plan = plan
         self._faces = faces
         self.frame_ids = sorted({int(part * len(faces)) for part in SAMPLES})
 
     @cached_property
     def _made(self) -> tuple[list[UInt8], dict[str, tuple[float, float]]]:
-        ops = _RecordingOps(self._plan.finest)
+        ops = _RecordingOps(self.plan.finest)
         moved = []
         for i, frame_id in enumerate(self.frame_ids):
             ops.recording = i % 2 == 0
             face, window = self._faces.face(frame_id)[None], self._faces.windows([frame_id])
-            moved.append(run_torch(self._plan, ops, face, window)[0])
+            moved.append(run_torch(self.plan, ops, face, window)[0])
         return moved, ops.ranges
 
     @property
@@ -247,12 +247,13 @@ def make_runtime(
     """One way of running a network, by a name that `runtime_names` gives; not held against float32.
 
     Args:
-        reference: for the ranges of 8-bit layers; made if need be.
+        reference: for the network's plan, and the ranges of 8-bit layers; made if need be.
         feature_budget_bytes: how much it may keep of what the encoder makes of frames.
         batch_sizes: that CUDA graphs are made for.
     """
     kind, _, precision = name.partition("-")
-    plan = InferencePlan[Tensor](network)
+    reference = reference or Reference(InferencePlan(network), faces)
+    plan = reference.plan
     if kind == "cuda":
         from lipsync.engine.cuda_runtime import CudaRuntime
 
@@ -260,7 +261,7 @@ def make_runtime(
     if kind == "openvino":
         from lipsync.engine.openvino_runtime import OpenVinoRuntime
 
-        ranges = (reference or Reference(plan, faces)).ranges if precision == "int8" else {}
+        ranges = reference.ranges if precision == "int8" else {}
         return OpenVinoRuntime(plan, faces, precision, ranges, feature_budget_bytes=feature_budget_bytes)
     from lipsync.engine.torch_runtime import TorchRuntime
 

@@ -8,9 +8,9 @@ import json
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 
+from lipsync.engine.cores import n_cores
 from lipsync.errors import LipsyncError
 from lipsync_bench.bench import Bench
-from lipsync_bench.machine import n_cores
 from lipsync_bench.packages import FULL
 from lipsync_bench.servers import Served
 from lipsync_bench.viewers import READY, Seen
