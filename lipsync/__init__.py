@@ -31,7 +31,19 @@ from lipsync.errors import (
     ProtocolError,
 )
 from lipsync.transport.client import Client
-from lipsync.types import Bounds, Frame, Health, ModelInfo, ModelStats, Output, StepTimes
+from lipsync.types import (
+    Bounds,
+    Frame,
+    Health,
+    ModelInfo,
+    ModelStats,
+    Output,
+    SampleEncoding,
+    SpeechEvent,
+    SpeechEventKind,
+    SpeechOptions,
+    StepTimes,
+)
 
 if TYPE_CHECKING:
     from lipsync.config import EngineConfig, ServerConfig
@@ -71,8 +83,12 @@ __all__ = [
     "PackageProblem",
     "PermissionDeniedError",
     "ProtocolError",
+    "SampleEncoding",
     "Server",
     "ServerConfig",
+    "SpeechEvent",
+    "SpeechEventKind",
+    "SpeechOptions",
     "StepTimes",
     "serve",
 ]

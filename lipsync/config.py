@@ -15,6 +15,8 @@ from lipsync.errors import ConfigError
 MIB = 1024 * 1024
 MODEL_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 """What a model may be called."""
+BLENDS = ("hard", "feather", "matched")
+"""How a face may meet the frame around it."""
 JPEG_QUALITIES = range(1, 96)
 """Above 95 a JPEG only grows (libjpeg's own advice)."""
 
@@ -46,12 +48,27 @@ class EngineConfig:
     max_queue_size: int = setting(512, "Frames that may wait, of all callers together; beyond it calls are refused.")
     max_models: int = setting(32, "Models that may be loaded at a time.")
     jpeg_quality: int = setting(90, "JPEG quality where a request names none, 1 to 95.")
+    blend: str = setting(
+        "matched",
+        "How a face meets the frame around it: feather (a soft border), matched (its colour fitted to the frame's too), "
+        "or hard (as in training: a square shows where the network is off).",
+    )
     encode_threads: int = setting(0, "Threads that composite and encode; 0 means one a core.")
     memory_budget_mb: int = setting(
         0, "MiB that a model may fill with what its encoder makes of frames, its face crops included; 0 keeps none."
     )
     result_cache_mb: int = setting(
         128, "MiB of finished frames, of all models together, that are kept for whoever asks again; 0 keeps none."
+    )
+    audio_encoder: str = setting(
+        "", "Checkpoint of the audio encoder for live audio to models whose packages have none of their own."
+    )
+    max_sessions: int = setting(64, "Sessions of live audio that may be open at a time.")
+    session_audio_s: float = setting(
+        120.0, "Seconds of audio of a session that may wait to be shown; beyond it no more is read from its client."
+    )
+    session_idle_s: float = setting(
+        60.0, "Seconds after which a session ends for which no audio comes, and none is left to be shown."
     )
 
     def __post_init__(self) -> None:
@@ -75,6 +92,10 @@ class EngineConfig:
         )
         require(self.max_models >= 1, f"max_models is {self.max_models}; expected at least 1")
         require(self.jpeg_quality in JPEG_QUALITIES, f"jpeg_quality is {self.jpeg_quality}; expected 1 to 95")
+        require(self.blend in BLENDS, f"blend is {self.blend!r}; expected {', '.join(BLENDS[:-1])} or {BLENDS[-1]}")
+        require(self.max_sessions >= 1, f"max_sessions is {self.max_sessions}; expected at least 1")
+        require(self.session_audio_s >= 1, f"session_audio_s is {self.session_audio_s:g}; expected at least 1")
+        require(self.session_idle_s > 0, f"session_idle_s is {self.session_idle_s:g}; expected more than 0")
         require(self.encode_threads >= 0, f"encode_threads is {self.encode_threads}; expected 0 or more")
         require(self.result_cache_mb >= 0, f"result_cache_mb is {self.result_cache_mb}; expected 0 or more")
 
@@ -92,6 +113,9 @@ class ServerConfig:
     max_message_bytes: int = setting(50 * MIB, "Largest message, either way, in bytes.")
     max_batch_frames: int = setting(128, "Frames of one batch call, at most.")
     stream_in_flight: int = setting(8, "Frames of one stream that are being made at a time.")
+    send_timeout_s: float = setting(
+        60.0, "How long a client of a stream may leave an answer untaken before its call is ended, in seconds."
+    )
     grace_s: float = setting(10.0, "How long calls in flight may finish after SIGTERM or Ctrl-C, in seconds.")
 
     def __post_init__(self) -> None:
@@ -101,4 +125,5 @@ class ServerConfig:
         )
         require(self.max_batch_frames >= 1, f"max_batch_frames is {self.max_batch_frames}; expected at least 1")
         require(self.stream_in_flight >= 1, f"stream_in_flight is {self.stream_in_flight}; expected at least 1")
+        require(self.send_timeout_s > 0, f"send_timeout_s is {self.send_timeout_s:g}; expected more than 0")
         require(self.grace_s >= 0, f"grace_s is {self.grace_s}; expected 0 or more")

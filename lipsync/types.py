@@ -97,6 +97,112 @@ class Frame:
         return self
 
 
+SAMPLE_RATES_HZ = range(8_000, 48_001, 25)
+"""What live audio may have: a frame must be a whole number of samples."""
+
+
+class SampleEncoding(Enum):
+    """How live audio's samples are written; mono, little-endian."""
+
+    S16LE = "s16le"
+    """Whole numbers of 16 bits."""
+    F32LE = "f32le"
+    """Floating point of 32 bits, in -1..1."""
+
+    @property
+    def n_bytes(self) -> int:
+        """Of a sample."""
+        return 2 if self is SampleEncoding.S16LE else 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeechOptions:
+    """What a session of live audio is like.
+
+    Attributes:
+        start_frame: the video's frame to begin with. Any number is a place in the run to and fro (0, 1 … n-1, n-2 … 1,
+            0 …), so that `SpeechEvent.next_frame` continues a session where it ended, in the direction that it had.
+        sample_rate_hz: of the audio: 8000 to 48000, a multiple of 25.
+        encoding: of its samples.
+        output: the whole frame, or the face crop alone.
+        jpeg_quality: 1 to 95; None means the configured one.
+        look_ahead_ms: how much audio beyond its start a frame waits for, at most. None waits for all that it depends
+            on, 0.45 s; less is sooner, and guesses.
+        rest_after_s: how long it must be quiet before the mouth rests; None never rests.
+        quiet_dbfs: up to which level audio is quiet, in dB of full scale (RMS).
+    Raises InvalidRequestError for values that are not allowed.
+    """
+
+    start_frame: int = 0
+    sample_rate_hz: int = 16_000
+    encoding: SampleEncoding = SampleEncoding.S16LE
+    output: Output = Output.WHOLE_FRAME
+    jpeg_quality: int | None = None
+    look_ahead_ms: float | None = None
+    rest_after_s: float | None = 0.6
+    quiet_dbfs: float = -45.0
+
+    def __post_init__(self) -> None:
+        whole_number(self.start_frame, "start_frame")
+        if whole_number(self.sample_rate_hz, "sample_rate_hz") not in SAMPLE_RATES_HZ:
+            raise InvalidRequestError(
+                f"sample_rate_hz is {self.sample_rate_hz}; expected 8000 to 48000, a multiple of 25"
+            )
+        if not isinstance(self.encoding, SampleEncoding):
+            raise InvalidRequestError(f"encoding is {reprlib.repr(self.encoding)}; expected a SampleEncoding")
+        if not isinstance(self.output, Output):
+            raise InvalidRequestError(f"output is {reprlib.repr(self.output)}; expected an Output")
+        for name, low, high in (("look_ahead_ms", 0, 10_000), ("rest_after_s", 0, 3600), ("quiet_dbfs", -120, 0)):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, (int, float)) and low <= value <= high):
+                raise InvalidRequestError(f"{name} is {reprlib.repr(value)}; expected {low} to {high}")
+
+    @property
+    def samples_per_frame(self) -> int:
+        """Samples of the input in the 40 ms of a frame."""
+        return self.sample_rate_hz // 25
+
+
+class SpeechEventKind(Enum):
+    """What a session of live audio has to tell."""
+
+    STARTED = "started"
+    """The session is open; `end_sample` is how much audio a frame waits for beyond its start."""
+    FRAME = "frame"
+    """A frame: it shows the samples from `first_sample` to `end_sample`."""
+    SILENCE = "silence"
+    """From `first_sample` on the mouth rests."""
+    INTERRUPTED = "interrupted"
+    """What was queued is dropped: the last frame sent ends at `end_sample`. `frame` is a resting one, to show now."""
+    END = "end"
+    """An utterance is over: all of its frames were sent, up to `end_sample`."""
+
+
+@dataclass(frozen=True, slots=True)
+class SpeechEvent:
+    """One thing that a session of live audio tells, in order.
+
+    Samples are those of the session's input, at its rate, counted from its beginning; ends are exclusive.
+
+    Attributes:
+        kind: which.
+        frame: the picture, for FRAME and INTERRUPTED; if it could not be made, its `error` says why.
+        first_sample: where in the input it begins.
+        end_sample: where in the input it ends.
+        next_frame: the `start_frame` that would go on from here.
+        rest: how much of the resting picture the frame shows, 0 to 1.
+        frame_count: of the model's video, for STARTED.
+    """
+
+    kind: SpeechEventKind
+    frame: Frame | None = None
+    first_sample: int = 0
+    end_sample: int = 0
+    next_frame: int = 0
+    rest: float = 0.0
+    frame_count: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class LoadedPart:
     """One part of a loaded model: a video, the network, the audio features.

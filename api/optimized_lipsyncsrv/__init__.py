@@ -68,6 +68,41 @@ class FrameErrorCode(betterproto.Enum):
     """A bug; `error` holds a reference to the server's log."""
 
 
+class AudioEncoding(betterproto.Enum):
+    """How samples of audio are written; mono, little-endian."""
+
+    S16LE = 0
+    """Whole numbers of 16 bits: the default."""
+
+    F32LE = 1
+    """Floating point of 32 bits, in -1..1."""
+
+
+class AudioEvent(betterproto.Enum):
+    """What an answer of a session tells."""
+
+    FRAME = 0
+    """A frame: it shows the audio from `first_sample` to `end_sample`."""
+
+    STARTED = 1
+    """
+    The session is open: the first answer. `end_sample` is how much audio a frame waits for beyond its start.
+    """
+
+    SILENCE = 2
+    """From `first_sample` on the mouth rests."""
+
+    INTERRUPTED = 3
+    """
+    What was queued is dropped. The last frame sent ends at `end_sample`; `frame` is a resting one, to show from now on.
+    """
+
+    END = 4
+    """
+    An utterance is over: all of its frames were sent, up to `end_sample`.
+    """
+
+
 @dataclass(eq=False, repr=False)
 class OptimizedInferenceRequest(betterproto.Message):
     model_name: str = betterproto.string_field(1)
@@ -161,6 +196,156 @@ class BatchInferenceResponse(betterproto.Message):
 
     avg_frame_time_ms: float = betterproto.float_field(3)
     """total_processing_time_ms by the number of frames; 0 without frames."""
+
+
+@dataclass(eq=False, repr=False)
+class AudioSession(betterproto.Message):
+    """What a session of live audio is like."""
+
+    model_name: str = betterproto.string_field(1)
+    """
+    The model's name, as loaded. It needs an audio encoder: its package's own, or the server's.
+    """
+
+    start_frame: int = betterproto.int32_field(2)
+    """
+    The video's frame to begin with. Any number is a place in the run to and fro (0, 1 ... n-1, n-2 ... 1, 0, 1 ...), so
+     that `AudioFrame.next_frame` goes on where a session ended, in the direction that it had.
+    """
+
+    sample_rate_hz: int = betterproto.int32_field(3)
+    """Samples a second: 8000 to 48000, a multiple of 25. 0 means 16000."""
+
+    encoding: "AudioEncoding" = betterproto.enum_field(4)
+    """Of the samples."""
+
+    output: "FrameOutput" = betterproto.enum_field(5)
+    """What to show; the whole frame if not set."""
+
+    jpeg_quality: int = betterproto.int32_field(6)
+    """JPEG quality, 1 to 95; 0 means the server's default."""
+
+    look_ahead_ms: Optional[float] = betterproto.float_field(7, optional=True)
+    """
+    How much audio beyond its start a frame waits for, at most, in milliseconds. Not set: all that it depends on, 0.45 s.
+     Less is sooner, and guesses what comes.
+    """
+
+    rest_after_s: Optional[float] = betterproto.float_field(8, optional=True)
+    """
+    How long it must be quiet before the mouth rests, in seconds. Not set: 0.6. Negative: it never does.
+    """
+
+    quiet_dbfs: Optional[float] = betterproto.float_field(9, optional=True)
+    """
+    Up to which level audio is quiet, in dB of full scale (RMS). Not set: -45.
+    """
+
+
+@dataclass(eq=False, repr=False)
+class AudioFlush(betterproto.Message):
+    """
+    The end of an utterance: its last frames are made from what there is, and an END event follows them. Audio after it
+     begins anew, as another recording would.
+    """
+
+    pass
+
+
+@dataclass(eq=False, repr=False)
+class AudioInterrupt(betterproto.Message):
+    """
+    All audio and all frames that were not sent yet are dropped; an INTERRUPTED event answers, at once.
+    """
+
+    pass
+
+
+@dataclass(eq=False, repr=False)
+class AudioRequest(betterproto.Message):
+    session: "AudioSession" = betterproto.message_field(1, group="request")
+    """Opens the session: the first message, and no other."""
+
+    pcm: bytes = betterproto.bytes_field(2, group="request")
+    """Audio, of any length; a sample may be cut in two."""
+
+    flush: "AudioFlush" = betterproto.message_field(3, group="request")
+    interrupt: "AudioInterrupt" = betterproto.message_field(4, group="request")
+
+
+@dataclass(eq=False, repr=False)
+class AudioFrame(betterproto.Message):
+    event: "AudioEvent" = betterproto.enum_field(1)
+    """What it tells."""
+
+    frame: "OptimizedInferenceResponse" = betterproto.message_field(2)
+    """
+    The picture of a FRAME or INTERRUPTED. One that cannot be made has `success = false`, and the session goes on.
+    """
+
+    first_sample: int = betterproto.int64_field(3)
+    """
+    The first sample that it shows. Samples are counted from the session's beginning, at its rate.
+    """
+
+    end_sample: int = betterproto.int64_field(4)
+    """The sample after the last that it shows."""
+
+    next_frame: int = betterproto.int32_field(5)
+    """The `start_frame` that would go on from here."""
+
+    rest: float = betterproto.float_field(6)
+    """
+    How much of the resting picture the frame shows: 0 speaks, 1 rests, between them it fades.
+    """
+
+    frame_count: int = betterproto.int32_field(7)
+    """Frames of the model's video; set when STARTED."""
+
+
+@dataclass(eq=False, repr=False)
+class BatchWithAudioRequest(betterproto.Message):
+    model_name: str = betterproto.string_field(1)
+    """
+    The model's name, as loaded. It needs an audio encoder: its package's own, or the server's.
+    """
+
+    start_frame_id: int = betterproto.int32_field(2)
+    """The first frame, from 0."""
+
+    frame_count: int = betterproto.int32_field(3)
+    """How many frames."""
+
+    audio_chunks: List[bytes] = betterproto.bytes_field(4)
+    """
+    Audio in pieces of 40 ms, at least frame_count + 15 of them. Piece j belongs to frame start_frame_id - chunks_before
+     + j. What a frame hears reaches from 10 frames before it to 11 after it: where the pieces end sooner, the recording
+     counts as beginning or ending there. Pieces of frames below 0 count for nothing. Where `encoding` and
+     `sample_rate_hz` are not set, a piece's length tells: 1280 bytes are s16le at 16 kHz, 1920 s16le at 24 kHz, 2560
+     f32le at 16 kHz.
+    """
+
+    sample_rate_hz: Optional[int] = betterproto.int32_field(5, optional=True)
+    """
+    Samples a second: 8000 to 48000, a multiple of 25. Not set: told by the length of the pieces.
+    """
+
+    encoding: Optional["AudioEncoding"] = betterproto.enum_field(6, optional=True)
+    """
+    Of the samples. Not set: told by the length of the pieces, or s16le if `sample_rate_hz` is set.
+    """
+
+    chunks_before: Optional[int] = betterproto.int32_field(7, optional=True)
+    """
+    How many of the pieces lie before the first frame. Not set: 8. With 10, and frame_count + 21 pieces, every frame
+     hears what it would in the whole recording.
+    """
+
+    output: "FrameOutput" = betterproto.enum_field(8)
+    """What to show; the whole frame if not set."""
+
+    jpeg_quality: int = betterproto.int32_field(9)
+    """JPEG quality, 1 to 95; 0 means the server's default."""
 
 
 @dataclass(eq=False, repr=False)
@@ -377,6 +562,44 @@ class OptimizedLipSyncServiceStub(betterproto.ServiceStub):
         ):
             yield response
 
+    async def stream_audio(
+        self,
+        audio_request_iterator: Union[
+            AsyncIterable[AudioRequest], Iterable[AudioRequest]
+        ],
+        *,
+        timeout: Optional[float] = None,
+        deadline: Optional["Deadline"] = None,
+        metadata: Optional["MetadataLike"] = None
+    ) -> AsyncIterator[AudioFrame]:
+        async for response in self._stream_stream(
+            "/optimized_lipsyncsrv.OptimizedLipSyncService/StreamAudio",
+            audio_request_iterator,
+            AudioRequest,
+            AudioFrame,
+            timeout=timeout,
+            deadline=deadline,
+            metadata=metadata,
+        ):
+            yield response
+
+    async def generate_batch_with_audio(
+        self,
+        batch_with_audio_request: "BatchWithAudioRequest",
+        *,
+        timeout: Optional[float] = None,
+        deadline: Optional["Deadline"] = None,
+        metadata: Optional["MetadataLike"] = None
+    ) -> "BatchInferenceResponse":
+        return await self._unary_unary(
+            "/optimized_lipsyncsrv.OptimizedLipSyncService/GenerateBatchWithAudio",
+            batch_with_audio_request,
+            BatchInferenceResponse,
+            timeout=timeout,
+            deadline=deadline,
+            metadata=metadata,
+        )
+
     async def load_package(
         self,
         load_package_request: "LoadPackageRequest",
@@ -465,6 +688,17 @@ class OptimizedLipSyncServiceBase(ServiceBase):
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
         yield OptimizedInferenceResponse()
 
+    async def stream_audio(
+        self, audio_request_iterator: AsyncIterator[AudioRequest]
+    ) -> AsyncIterator[AudioFrame]:
+        raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
+        yield AudioFrame()
+
+    async def generate_batch_with_audio(
+        self, batch_with_audio_request: "BatchWithAudioRequest"
+    ) -> "BatchInferenceResponse":
+        raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
+
     async def load_package(
         self, load_package_request: "LoadPackageRequest"
     ) -> "LoadPackageResponse":
@@ -507,6 +741,24 @@ class OptimizedLipSyncServiceBase(ServiceBase):
             stream,
             request,
         )
+
+    async def __rpc_stream_audio(
+        self, stream: "grpclib.server.Stream[AudioRequest, AudioFrame]"
+    ) -> None:
+        request = stream.__aiter__()
+        await self._call_rpc_handler_server_stream(
+            self.stream_audio,
+            stream,
+            request,
+        )
+
+    async def __rpc_generate_batch_with_audio(
+        self,
+        stream: "grpclib.server.Stream[BatchWithAudioRequest, BatchInferenceResponse]",
+    ) -> None:
+        request = await stream.recv_message()
+        response = await self.generate_batch_with_audio(request)
+        await stream.send_message(response)
 
     async def __rpc_load_package(
         self, stream: "grpclib.server.Stream[LoadPackageRequest, LoadPackageResponse]"
@@ -555,6 +807,18 @@ class OptimizedLipSyncServiceBase(ServiceBase):
                 grpclib.const.Cardinality.STREAM_STREAM,
                 OptimizedInferenceRequest,
                 OptimizedInferenceResponse,
+            ),
+            "/optimized_lipsyncsrv.OptimizedLipSyncService/StreamAudio": grpclib.const.Handler(
+                self.__rpc_stream_audio,
+                grpclib.const.Cardinality.STREAM_STREAM,
+                AudioRequest,
+                AudioFrame,
+            ),
+            "/optimized_lipsyncsrv.OptimizedLipSyncService/GenerateBatchWithAudio": grpclib.const.Handler(
+                self.__rpc_generate_batch_with_audio,
+                grpclib.const.Cardinality.UNARY_UNARY,
+                BatchWithAudioRequest,
+                BatchInferenceResponse,
             ),
             "/optimized_lipsyncsrv.OptimizedLipSyncService/LoadPackage": grpclib.const.Handler(
                 self.__rpc_load_package,

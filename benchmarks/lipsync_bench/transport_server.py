@@ -18,8 +18,9 @@ from typing import Any
 
 from lipsync.config import ServerConfig
 from lipsync.errors import ModelNotFoundError
+from lipsync.transport.backend import Speech
 from lipsync.transport.server import serve
-from lipsync.types import Bounds, Frame, ModelInfo, ModelStats, Output
+from lipsync.types import Bounds, Frame, ModelInfo, ModelStats, Output, SpeechOptions
 
 PICTURE_BYTES = 100_000
 MODEL = "still"
@@ -60,6 +61,25 @@ class StillBackend:
         caller: Hashable | None = None,
     ) -> list[Frame]:
         return [self._frame(model_name, frame_id) for frame_id in frame_ids]
+
+    async def speech(
+        self, model_name: str, options: SpeechOptions | None = None, *, caller: Hashable | None = None
+    ) -> Speech:
+        raise ModelNotFoundError(model_name, [MODEL])
+
+    async def frames_with_audio(
+        self,
+        model_name: str,
+        start_frame: int,
+        frame_count: int,
+        pcm: bytes,
+        *,
+        audio_start_frame: int,
+        options: SpeechOptions,
+        timeout_s: float | None = None,
+        caller: Hashable | None = None,
+    ) -> list[Frame]:
+        raise ModelNotFoundError(model_name, [MODEL])
 
     async def load(self, path: str, *, name: str) -> ModelInfo:
         raise ModelNotFoundError(name, [MODEL])

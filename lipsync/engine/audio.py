@@ -7,7 +7,7 @@ the digit: another mel spectrogram moves nobody's lips correctly. Everything is 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from itertools import chain
@@ -45,16 +45,15 @@ REFERENCE_DB = 20.0
 MIN_DB = -100.0
 MAX_ABS_VALUE = 4.0  # the spectrogram is scaled to -4..4
 
-MEL_ROWS_AT_A_TIME = 4096
-"""Rows that are computed together: 51 s of sound, 13 MB of spectrum."""
+MEL_ROWS_AT_A_TIME = 16
+"""Rows that are computed together, always in a block of this many and in the same place of it: matrix products of other
+sizes round differently, and live audio must give the bits of the whole file."""
 
 MEL_ROWS_PER_FEATURE = 16  # 200 ms of sound for each feature row
+SAMPLES_PER_FEATURE = (MEL_ROWS_PER_FEATURE - 1) * HOP_LENGTH  # 3000: less is too little for a single one
 FEATURE_WIDTH = 512
 WINDOW_ROWS_BEFORE = {16: 8, 8: 4}
 """Feature rows of a window that lie before its frame, by the window's length."""
-
-ENCODER_BATCH = 64
-"""Feature rows through the encoder at once: enough to fill the cores, 40 MB of activations at most."""
 
 SAFE_OPTIONS = {
     "protocol_whitelist": "file",
@@ -157,20 +156,57 @@ def mel_spectrogram(samples: npt.NDArray[np.generic]) -> Float32:
     signal = to_float(samples)
     if not len(signal):
         raise MediaError("no audio samples")
-    emphasized = np.concatenate((signal[:1], signal[1:] - np.float32(PRE_EMPHASIS) * signal[:-1]))
-    padded = functional.pad(torch.from_numpy(emphasized), (N_FFT // 2, N_FFT // 2))
-    n_rows = 1 + len(signal) // HOP_LENGTH
-    mel = np.empty((n_rows, N_MELS), np.float32)
-    for first in range(0, n_rows, MEL_ROWS_AT_A_TIME):
-        last = min(first + MEL_ROWS_AT_A_TIME, n_rows)
-        mel[first:last] = _mel_rows(padded[first * HOP_LENGTH : (last - 1) * HOP_LENGTH + N_FFT])
-    return mel
+    mel = MelStream()
+    return np.concatenate((mel.push(signal), mel.finish()))
 
 
-def _mel_rows(signal: Tensor) -> Float32:
-    """The rows whose windows lie in the signal, emphasized and padded already."""
+class MelStream:
+    """The mel spectrogram of a recording that is still coming in: its rows are those of the whole, whatever the pieces.
+
+    A row is there once the 25 ms after its middle are.
+    """
+
+    def __init__(self) -> None:
+        self._n_samples = 0
+        self._n_rows = 0
+        self._last = np.float32(0)
+        # What the current block of rows reads and the next will, from the block's first sample on; padding in front.
+        self._signal = np.zeros(N_FFT // 2, np.float32)
+
+    def push(self, samples: Float32) -> Float32:
+        """More samples: (n,) float32 in -1..1. Returns the rows that are complete now: (k, 80) float32."""
+        if len(samples):
+            before = np.concatenate(([self._last], samples[:-1])) if self._n_samples else samples[:-1]
+            emphasized = samples.copy()
+            emphasized[len(samples) - len(before) :] -= np.float32(PRE_EMPHASIS) * before
+            self._last = samples[-1]
+            self._n_samples += len(samples)
+            self._signal = np.concatenate((self._signal, emphasized))
+        return self._rows_to(max(0, (self._n_samples - N_FFT // 2) // HOP_LENGTH + 1))
+
+    def finish(self) -> Float32:
+        """The rows that reach beyond the recording's end, where it counts as zero."""
+        return self._rows_to(1 + self._n_samples // HOP_LENGTH)
+
+    def _rows_to(self, end: int) -> Float32:
+        parts = [np.empty((0, N_MELS), np.float32)]
+        while self._n_rows < end:
+            within = self._n_rows % MEL_ROWS_AT_A_TIME
+            n = min(MEL_ROWS_AT_A_TIME - within, end - self._n_rows)
+            parts.append(_mel_block(self._signal)[within : within + n])
+            self._n_rows += n
+            if within + n == MEL_ROWS_AT_A_TIME:
+                self._signal = self._signal[MEL_ROWS_AT_A_TIME * HOP_LENGTH :]
+        return np.concatenate(parts)
+
+
+def _mel_block(signal: Float32) -> Float32:
+    """MEL_ROWS_AT_A_TIME rows from the beginning of a signal, emphasized already; beyond its end it counts as zero."""
+    block = torch.zeros((MEL_ROWS_AT_A_TIME - 1) * HOP_LENGTH + N_FFT)
+    n = min(len(block), len(signal))
+    block[:n] = torch.from_numpy(signal[:n])
     spectrum = torch.stft(
-        signal,
+        block,
         n_fft=N_FFT,
         hop_length=HOP_LENGTH,
         window=torch.hann_window(N_FFT, periodic=True),
@@ -249,36 +285,78 @@ def feature_count(n_mel_rows: int) -> int:
     return inner + 2  # the first and the last row are repeated once
 
 
-def mel_windows(mel: Float32, frames: range) -> Tensor:
-    """What the encoder hears for video frames; the repeated first and last are not counted.
+def first_mel_row(feature: int) -> int:
+    """Where the 16 mel rows of a feature begin; the repeated first feature is not counted."""
+    return int(MEL_ROWS_PER_SECOND * feature / VIDEO_FPS)
 
-    Args:
-        mel: (n, 80) float32, at least 16 rows.
-        frames: within 0 to feature_count(n) - 2, end exclusive.
-    Returns (len(frames), 1, 80, 16) float32.
+
+class FeatureStream:
+    """The features of a recording that is still coming in: its rows are those of the whole, whatever the pieces.
+
+    Feature i is there once the sound up to about 0.17 s after the start of video frame i is.
     """
-    last_start = len(mel) - MEL_ROWS_PER_FEATURE
-    starts = [min(int(MEL_ROWS_PER_SECOND * i / VIDEO_FPS), last_start) for i in frames]
-    return torch.from_numpy(np.stack([mel[s : s + MEL_ROWS_PER_FEATURE].T for s in starts])[:, None])
+
+    def __init__(self, encoder: Callable[[Tensor], Tensor]) -> None:
+        """`encoder`: [1, 1, 80, 16] mel to [1, 512], both float32: an AudioEncoder."""
+        self._encoder = encoder
+        self._mel_stream = MelStream()
+        self._mel = np.empty((0, N_MELS), np.float32)
+        self._n_dropped = 0  # mel rows that no feature will read any more
+        self._n_samples = 0
+        self._n_inner = 0  # features, not counting the first and the last, which are repeated
+        self._last: Float32 | None = None
+
+    def push(self, samples: Float32) -> Float32:
+        """More samples: (n,) float32 in -1..1, 16 kHz. Returns the rows that are complete now: (k, 512) float32."""
+        self._n_samples += len(samples)
+        self._mel = np.concatenate((self._mel, self._mel_stream.push(samples)))
+        n_mel = self._n_dropped + len(self._mel)
+        end = self._n_inner
+        while first_mel_row(end) + MEL_ROWS_PER_FEATURE <= n_mel:
+            end += 1
+        return self._rows_to(end, n_mel)
+
+    def finish(self) -> Float32:
+        """The rows that reach beyond the recording's end. Raises MediaError if it was too short for a feature."""
+        self._mel = np.concatenate((self._mel, self._mel_stream.finish()))
+        n_mel = self._n_dropped + len(self._mel)
+        if n_mel < MEL_ROWS_PER_FEATURE:
+            raise MediaError(
+                f"{self._n_samples} audio samples are too few: a feature needs {SAMPLES_PER_FEATURE} (0.19 s)"
+            )
+        rows = self._rows_to(feature_count(n_mel) - 2, n_mel)
+        assert self._last is not None
+        return np.concatenate((rows, self._last))
+
+    def _rows_to(self, end: int, n_mel: int) -> Float32:
+        """Features up to `end`, of a recording that has `n_mel` mel rows so far."""
+        parts = [np.empty((0, FEATURE_WIDTH), np.float32)]
+        with torch.inference_mode():
+            for feature in range(self._n_inner, end):
+                start = min(first_mel_row(feature), n_mel - MEL_ROWS_PER_FEATURE) - self._n_dropped
+                # One at a time: batches round differently.
+                mel = np.ascontiguousarray(self._mel[start : start + MEL_ROWS_PER_FEATURE].T)
+                self._last = self._encoder(torch.from_numpy(mel)[None, None]).numpy()
+                parts += [self._last] if feature else [self._last, self._last]
+        if end > self._n_inner:
+            self._n_inner = end
+            n = min(first_mel_row(end), n_mel - MEL_ROWS_PER_FEATURE) - self._n_dropped
+            self._mel = self._mel[n:]
+            self._n_dropped += n
+        return np.concatenate(parts)
 
 
-def audio_features(encoder: AudioEncoder, samples: npt.NDArray[np.generic]) -> Float32:
+def audio_features(encoder: Callable[[Tensor], Tensor], samples: npt.NDArray[np.generic]) -> Float32:
     """One feature row a video frame, for a whole recording.
 
     Args:
+        encoder: [1, 1, 80, 16] mel to [1, 512], both float32: an AudioEncoder.
         samples: (n,) int16, or floating point in -1..1; mono, 16 kHz; at least 0.2 s.
     Returns (frames, 512) float32.
-    Raises MediaError if there is too little sound.
+    Raises MediaError if there is too little sound, or it is of another kind.
     """
-    mel = mel_spectrogram(samples)
-    if len(mel) < MEL_ROWS_PER_FEATURE:
-        needed = (MEL_ROWS_PER_FEATURE - 1) * HOP_LENGTH
-        raise MediaError(f"{len(samples)} audio samples are too few: a feature needs {needed} (0.19 s)")
-    n_inner = feature_count(len(mel)) - 2
-    parts = [range(n_inner)[first : first + ENCODER_BATCH] for first in range(0, n_inner, ENCODER_BATCH)]
-    with torch.inference_mode():
-        inner = torch.cat([encoder(mel_windows(mel, part)) for part in parts]).numpy()
-    return np.concatenate((inner[:1], inner, inner[-1:]))
+    features = FeatureStream(encoder)
+    return np.concatenate((features.push(to_float(samples)), features.finish()))
 
 
 def feature_window(features: npt.NDArray[np.float32], frame: int, n_rows: int = 16) -> Float32:

@@ -1,7 +1,8 @@
 """The face back into the frame.
 
 The network's face goes inside the border of the crop, the crop is resized to the crop rectangle, and the result
-replaces that rectangle of the frame: the training recipe's own steps, with Pillow-SIMD's bilinear resize.
+replaces that rectangle of the frame: the training recipe's own steps, with Pillow-SIMD's bilinear resize. How face and
+crop meet is `blending.py`'s; between crop and frame there is nothing to hide, for the crop shows what the frame does.
 """
 
 from __future__ import annotations
@@ -12,32 +13,48 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from lipsync.engine.blending import HARD, blend_face
 from lipsync.engine.geometry import BORDER
 from lipsync.engine.rectangles import Rectangle
 
 UInt8 = npt.NDArray[np.uint8]
 
 
-def face_in_crop(crop: UInt8, face: UInt8) -> UInt8:
+def mix(one: UInt8, other: UInt8, weight: float) -> UInt8:
+    """Pixels between those of two pictures of one size. `weight`: how much of the other, 0..1, in steps of 1/256."""
+    part = round(weight * 256)
+    mixed = one.astype(np.uint16) * np.uint16(256 - part) + other.astype(np.uint16) * np.uint16(part) + np.uint16(128)
+    return (mixed >> 8).astype(np.uint8)
+
+
+def face_in_crop(crop: UInt8, face: UInt8, *, blend: str = HARD) -> UInt8:
     """The crop with a new face inside its border.
 
     Args:
         crop: (size, size, 3) uint8 RGB; left as it is.
         face: (size - 8, size - 8, 3) uint8 RGB.
+        blend: as in `EngineConfig`.
     Returns (size, size, 3) uint8 RGB.
     """
     merged = crop.copy()
-    merged[BORDER:-BORDER, BORDER:-BORDER] = face
+    inside = slice(BORDER, -BORDER)
+    blend_face(merged[inside, inside], face, crop[inside, inside], blend)
     return merged
 
 
-def composite_crop(crop: UInt8, face: UInt8, width: int, height: int) -> Image.Image:
-    """The new face in its crop, resized to the crop rectangle's width and height: an RGB picture."""
-    merged = Image.fromarray(face_in_crop(crop, face))
+def composite_crop(crop: UInt8, face: UInt8, width: int, height: int, *, blend: str = HARD) -> Image.Image:
+    """The new face in its crop, resized to the crop rectangle's width and height: an RGB picture.
+
+    Args:
+        crop: (size, size, 3) uint8 RGB; left as it is.
+        face: (size - 8, size - 8, 3) uint8 RGB.
+        blend: as in `EngineConfig`.
+    """
+    merged = Image.fromarray(face_in_crop(crop, face, blend=blend))
     return merged.resize((width, height), Image.Resampling.BILINEAR)
 
 
-def composite_frame(frame: UInt8, crop: UInt8, face: UInt8, rectangle: Rectangle) -> Image.Image:
+def composite_frame(frame: UInt8, crop: UInt8, face: UInt8, rectangle: Rectangle, *, blend: str = HARD) -> Image.Image:
     """The whole frame with the new face in its crop rectangle.
 
     Args:
@@ -45,11 +62,12 @@ def composite_frame(frame: UInt8, crop: UInt8, face: UInt8, rectangle: Rectangle
         crop: (size, size, 3) uint8 RGB.
         face: (size - 8, size - 8, 3) uint8 RGB.
         rectangle: x1, y1, x2, y2 in pixels of the frame, ends exclusive.
+        blend: as in `EngineConfig`.
     Returns an RGB picture of the frame's size.
     """
     x1, y1, x2, y2 = rectangle
     whole = Image.fromarray(frame)  # copies: the frame stays as it is
-    whole.paste(composite_crop(crop, face, x2 - x1, y2 - y1), (x1, y1))
+    whole.paste(composite_crop(crop, face, x2 - x1, y2 - y1, blend=blend), (x1, y1))
     return whole
 
 

@@ -12,9 +12,11 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from lipsync.engine.blending import HARD, BatchBlender
 from lipsync.engine.geometry import BORDER
 from lipsync.engine.memory import CAPTURING
 from lipsync.engine.plan import InferencePlan, TorchOps
@@ -38,14 +40,16 @@ class CropComposer:
         crops: (n_frames, size, size, 3) uint8 RGB.
         rectangles: (n_frames, 4) int32: x1, y1, x2, y2 of each crop in its whole frame, ends exclusive.
         device: where the crops are kept, and the faces will be.
+        blend: as in `EngineConfig`.
     """
 
-    def __init__(self, crops: Tensor, rectangles: Int32, device: torch.device) -> None:
+    def __init__(self, crops: Tensor, rectangles: Int32, device: torch.device, *, blend: str = HARD) -> None:
         widths, heights = rectangles[:, 2] - rectangles[:, 0], rectangles[:, 3] - rectangles[:, 1]
         self._crop_shape = crops.shape[1:]
         # As 64-bit words: a batch of crops is gathered element by element, and bytes would be eight times as many.
         self._crops = crops.to(device).flatten(1).view(torch.int64)
         self._resizer = Resizer(crops.shape[1], widths.tolist(), heights.tolist(), device)
+        self._blender = BatchBlender(crops.shape[1] - 2 * BORDER, blend, device)
         self.sizes: list[tuple[int, int]] = list(zip(heights.tolist(), widths.tolist(), strict=True))
         """(height, width) of each frame's crop rectangle, in pixels."""
 
@@ -59,8 +63,8 @@ class CropComposer:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the crops and of the resizes' weights."""
-        return self._crops.nbytes + self._resizer.nbytes
+        """Bytes of the crops, and of the tables of blending and resizing."""
+        return self._crops.nbytes + self._blender.nbytes + self._resizer.nbytes
 
     def crops(self, frame_ids: Tensor) -> Tensor:
         """(n, size, size, 3) uint8 RGB, new. frame_ids: (n,) int64, on the device."""
@@ -75,7 +79,7 @@ class CropComposer:
             frame_ids: (n,) int64, on the device.
         Returns (n, max_height, max_width, 3) uint8 RGB: each at the top left, zero beside and below it.
         """
-        crops[:, BORDER:-BORDER, BORDER:-BORDER] = faces.to(torch.uint8)
+        self._blender(crops, faces)
         return self._resizer(crops, frame_ids)
 
 
@@ -122,7 +126,7 @@ class CudaRuntime:
         self._done = cuda.Event(blocking=True) if is_cuda else None
 
         with self._on_device():
-            self._composer = CropComposer(faces.crops, faces.rectangles, device)
+            self._composer = CropComposer(faces.crops, faces.rectangles, device, blend=faces.blend)
             n = self._batch_sizes[-1]
             shape = (n, self._composer.max_height, self._composer.max_width, 3)
             # Graphs read and write fixed addresses; pinned host memory is copied without the host's waiting.
@@ -164,6 +168,14 @@ class CudaRuntime:
                 piece = slice(start, start + largest)
                 made += self._run_batch(frame_ids[piece], windows[piece])
         return made
+
+    def own(self, frame_id: int) -> UInt8:
+        height, width = self._composer.sizes[frame_id]
+        with self._on_device():
+            ids = torch.tensor([frame_id], device=self._device)
+            crops = self._composer.crops(ids)
+            face = crops[:, BORDER:-BORDER, BORDER:-BORDER].clone()
+            return np.asarray(self._composer.compose(crops, face, ids)[0, :height, :width].cpu().numpy())
 
     def _run_batch(self, frame_ids: Sequence[int], windows: Tensor) -> list[UInt8]:
         """`run` for as many frames as fit into the buffers."""

@@ -15,10 +15,13 @@ from types import TracebackType
 
 from lipsync.config import JPEG_QUALITIES, MIB, MODEL_NAME, EngineConfig
 from lipsync.engine.cache import FrameKey, ResultCache
+from lipsync.engine.live import LiveAudio
 from lipsync.engine.model import USED_VIDEOS, FrameRequest, Model, ModelOptions, MovedFace, Progress
 from lipsync.engine.package import ModelPackage
 from lipsync.engine.runtime import resolve_device
 from lipsync.engine.scheduler import Lane, Scheduler
+from lipsync.engine.session import SpeechSession
+from lipsync.engine.speech import FramePlan, ToAndFro, windows_of_recording
 from lipsync.engine.video import DecodingStopped
 from lipsync.errors import (
     DeadlineError,
@@ -31,7 +34,7 @@ from lipsync.errors import (
     ModelNotFoundError,
     OverloadedError,
 )
-from lipsync.types import Frame, ModelInfo, ModelStats, Output, StepTimes, whole_number
+from lipsync.types import Frame, ModelInfo, ModelStats, Output, SpeechOptions, StepTimes, whole_number
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +80,7 @@ class Engine:
         self._load_threads = ThreadPoolExecutor(LOADS_AT_A_TIME, "lipsync-load")
         self._scheduler: Scheduler | None = None
         self._cache = ResultCache(self.config.result_cache_mb * MIB)
+        self._live = LiveAudio(self.config)
         self._n_preparing = 0
         self._freeing: dict[asyncio.Task[None], Model] = {}  # unloaded, with frames in flight
         self._closing: asyncio.Task[None] | None = None
@@ -108,6 +112,8 @@ class Engine:
             each.stop.set()
         if loading:
             await asyncio.wait(loading)
+        self._live.fail(EngineClosedError("the engine was closed"))
+        await self._live.close()
         for model in (*self._models.values(), *self._freeing.values()):
             model.stop_preparing()
         if self._scheduler is not None:
@@ -224,6 +230,7 @@ class Engine:
             jpeg_quality=self.config.jpeg_quality,
             batch_sizes=(*sizes, self.config.max_batch_size),
             memory_budget_bytes=self.config.memory_budget_mb * MIB,
+            blend=self.config.blend,
         )
 
     async def unload(self, name: str) -> None:
@@ -234,6 +241,8 @@ class Engine:
         model, lane = self._find(name)
         del self._models[name], self._lanes[name]
         self._cache.drop_model(model)
+        self._live.fail(EngineClosedError(f"model {name!r} was unloaded"), model)
+        self._live.drop(model)
         # A task of its own: whoever asked for it may stop waiting, but the memory must come back.
         freeing = asyncio.create_task(self._free(model, lane), name=f"lipsync-unload-{name}")
         self._freeing[freeing] = model
@@ -387,12 +396,15 @@ class Engine:
         frame_id = whole_number(frame_id, "frame_id")  # anything else would fail the whole batch later
         if not 0 <= frame_id < model.frame_count:
             raise FrameRangeError(model_name, frame_id, model.frame_count)
+        if not isinstance(output, Output):
+            raise InvalidRequestError(f"output is {output!r}; expected an Output")
+        return FrameRequest(frame_id, output, self._quality(jpeg_quality), arrived_s)
+
+    def _quality(self, jpeg_quality: int | None) -> int:
         quality = self.config.jpeg_quality if jpeg_quality is None else whole_number(jpeg_quality, "JPEG quality")
         if quality not in JPEG_QUALITIES:
             raise InvalidRequestError(f"JPEG quality {quality} is not allowed; use 1 to 95")
-        if not isinstance(output, Output):
-            raise InvalidRequestError(f"output is {output!r}; expected an Output")
-        return FrameRequest(frame_id, output, quality, arrived_s)
+        return quality
 
     async def _make(
         self, model: Model, requests: list[FrameRequest], *, caller: Hashable | None, deadline_s: float | None
@@ -444,7 +456,7 @@ class Engine:
                 f"over the limit of {self.config.max_queue_size} (max_queue_size); try again later"
             )
         track = model.backgrounds(requests[0].jpeg_quality)
-        waiting = track.wait(request.frame_id for request in requests)
+        waiting = track.wait(frame_id for request in requests for frame_id in request.frame_ids)
         if waiting is not None:
             self._n_preparing += len(requests)
             timeout_s = None if deadline_s is None else deadline_s - time.monotonic()
@@ -457,14 +469,138 @@ class Engine:
                 self._n_preparing -= len(requests)
         return [replace(request, backgrounds=track) for request in requests]
 
+    # Live audio
+
+    async def speech(
+        self, model_name: str, options: SpeechOptions | None = None, *, caller: Hashable | None = None
+    ) -> SpeechSession:
+        """Open a session of live audio: a talking face for audio as it comes. The caller closes it.
+
+        Args:
+            model_name: as loaded.
+            options: of the session.
+            caller: whose turns its frames take; by default its own.
+        Raises:
+            ModelNotFoundError, InvalidRequestError: it cannot be opened.
+            CheckpointError: there is no audio encoder for the model.
+            OverloadedError: there are max_sessions sessions already.
+            EngineClosedError.
+        """
+        self._check_open()
+        options = options or SpeechOptions()
+        model, _ = self._find(model_name)
+        quality = self._quality(options.jpeg_quality)
+        caller = object() if caller is None else caller
+
+        async def make(plan: FramePlan) -> Frame:
+            request = _request_of(plan, options.output, quality)
+            try:
+                if self._models.get(model_name) is not model:
+                    raise EngineClosedError(f"model {model_name!r} was unloaded")
+                (frame,) = await self._make(model, [request], caller=caller, deadline_s=None)
+            except LipsyncError as error:
+                frame = Frame(model_name, request.frame_id, error=error)
+            model.statistics.record_failure(not frame.ok)
+            return frame
+
+        session = await self._live.open(model, options, make)
+        if self._closed or self._models.get(model_name) is not model:
+            await session.close()
+            raise EngineClosedError(f"model {model_name!r} was unloaded")
+        return session
+
+    async def frames_with_audio(
+        self,
+        model_name: str,
+        start_frame: int,
+        frame_count: int,
+        pcm: bytes,
+        *,
+        audio_start_frame: int,
+        options: SpeechOptions,
+        timeout_s: float | None = None,
+        caller: Hashable | None = None,
+    ) -> list[Frame]:
+        """Frames that speak a recording instead of the package's own features, in order.
+
+        Frames beyond the video's end run back: n-1, n-2 … 1, 0, 1 …
+
+        Args:
+            model_name: as loaded.
+            start_frame: the first, not negative.
+            frame_count: how many.
+            pcm: the recording. Its windows are those of a file that begins and ends as it does; what belongs to frames
+                below 0 is dropped first, for no video goes with it.
+            audio_start_frame: the frame that the recording's first sample belongs to; may be negative.
+            options: sample rate, encoding, output and JPEG quality.
+            timeout_s, caller: as of `frames`.
+        Raises what `frames` and `speech` raise; a frame that could not be made has its `error` set.
+        """
+        self._check_open()
+        arrived_s = time.perf_counter()
+        deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
+        model, _ = self._find(model_name)
+        if whole_number(start_frame, "start_frame") < 0:
+            raise FrameRangeError(model_name, start_frame, model.frame_count)
+        if whole_number(frame_count, "frame_count") > self.config.max_queue_size:
+            raise InvalidRequestError(
+                f"{frame_count} frames in one call; ask for at most {self.config.max_queue_size} (max_queue_size)"
+            )
+        quality = self._quality(options.jpeg_quality)
+        bytes_before = max(0, -audio_start_frame) * options.samples_per_frame * options.encoding.n_bytes
+        first = start_frame - max(0, audio_start_frame)
+        encoder = await self._live.encoder(model)
+        windows = await asyncio.get_running_loop().run_in_executor(
+            self._live.threads,
+            windows_of_recording,
+            encoder,
+            pcm[bytes_before:],
+            options,
+            range(first, first + frame_count),
+            model.package.window_rows,
+        )
+        if self._models.get(model_name) is not model:
+            raise ModelNotFoundError(model_name, sorted(self._models))
+        run = ToAndFro(0, model.frame_count)
+        requests = [
+            FrameRequest(run.frame(start_frame + i), options.output, quality, arrived_s, window=window)
+            for i, window in enumerate(windows)
+        ]
+        frames = await self._make(model, requests, caller=caller, deadline_s=deadline_s) if requests else []
+        model.statistics.record_failure(sum(not frame.ok for frame in frames))
+        return frames
+
     def _check_open(self) -> None:
         if self._closed:
             raise EngineClosedError("the engine is closed")
 
 
+def _request_of(plan: FramePlan, output: Output, jpeg_quality: int) -> FrameRequest:
+    """A planned frame's request."""
+    rest, frame_id, rest_frame_id = plan.rest, plan.frame_id, plan.rest_frame_id
+    if output is Output.FACE_CROP and rest_frame_id != frame_id:
+        # Crops of two frames lie in different places: no picture is between them.
+        frame_id, rest = (rest_frame_id, 1.0) if rest >= 0.5 or plan.window is None else (frame_id, 0.0)
+        rest_frame_id = frame_id
+    elif rest == 1:
+        frame_id = rest_frame_id
+    return FrameRequest(
+        frame_id,
+        output,
+        jpeg_quality,
+        time.perf_counter(),
+        window=plan.window,
+        rest=rest,
+        rest_frame_id=None if not rest or rest_frame_id == frame_id else rest_frame_id,
+    )
+
+
 def _lost(request: FrameRequest) -> LipsyncError | None:
     """Why a frame cannot be made whose background was waited for; None if it can."""
-    return None if request.backgrounds is None else request.backgrounds.error(request.frame_id)
+    if request.backgrounds is None:
+        return None
+    errors = (request.backgrounds.error(frame_id) for frame_id in request.frame_ids)
+    return next((error for error in errors if error is not None), None)
 
 
 def _key(model: Model | None, request: FrameRequest) -> FrameKey:

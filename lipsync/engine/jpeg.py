@@ -49,6 +49,12 @@ def encode_jpeg(picture: Image.Image, quality: int, restart_blocks: int = 0) -> 
     return buffer.getvalue()
 
 
+def mix_jpegs(one: bytes, other: bytes, weight: float, quality: int) -> bytes:
+    """The JPEG of a picture that is between two others of one size: `weight` says how much of it is the other, 0..1."""
+    pictures = [Image.open(io.BytesIO(jpeg)).convert("RGB") for jpeg in (one, other)]
+    return encode_jpeg(Image.blend(pictures[0], pictures[1], weight), quality)
+
+
 def restart_blocks(width: int) -> int:
     """MCUs from one restart marker to the next for frames of a width in pixels.
 

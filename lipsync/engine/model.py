@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -14,8 +15,9 @@ from PIL import Image
 
 from lipsync.engine.audio import feature_window
 from lipsync.engine.backgrounds import Backgrounds, BackgroundTrack
-from lipsync.engine.compositor import composite_crop
-from lipsync.engine.jpeg import encode_jpeg
+from lipsync.engine.blending import HARD
+from lipsync.engine.compositor import UInt8, composite_crop, mix
+from lipsync.engine.jpeg import encode_jpeg, mix_jpegs
 from lipsync.engine.memory import return_free_memory
 from lipsync.engine.package import ModelPackage
 from lipsync.engine.rectangles import Rectangle
@@ -38,6 +40,9 @@ class FrameRequest:
     Attributes:
         arrived_s: time.perf_counter() of its arrival.
         backgrounds: of its quality, with this frame's among them; None where the face alone is wanted.
+        window: what the network hears, (rows, width) float32; None takes the package's own.
+        rest: how much of the resting picture it shows: 0 speaks, 1 rests, which takes no network.
+        rest_frame_id: whose own picture the resting one is; None for that of the same frame.
     """
 
     frame_id: int
@@ -45,13 +50,25 @@ class FrameRequest:
     jpeg_quality: int
     arrived_s: float
     backgrounds: BackgroundTrack | None = None
+    window: npt.NDArray[np.float32] | None = None
+    rest: float = 0.0
+    rest_frame_id: int | None = None
+
+    @property
+    def frame_ids(self) -> tuple[int, ...]:
+        """The video's frames that its picture is made of."""
+        return (self.frame_id,) if self.rest_frame_id is None else (self.frame_id, self.rest_frame_id)
 
 
 @dataclass(frozen=True)
 class MovedFace:
-    """The network's answer to one request, as its runtime gives it, and how long it took to get there."""
+    """The face for one request, as its runtime gives it, and how long it took to get there.
+
+    `resting` is the own face of the request's other frame, where there is one.
+    """
 
     face: npt.NDArray[np.uint8]
+    resting: npt.NDArray[np.uint8] | None
     queue_ms: float
     prepare_ms: float
     inference_ms: float
@@ -88,6 +105,7 @@ class ModelOptions:
         jpeg_quality: whose backgrounds are prepared at load.
         batch_sizes: that the runtime should be ready for.
         memory_budget_bytes: up to which features of the encoder may be kept; 0 keeps none.
+        blend: how a face meets the crop around it: hard, feather or matched.
     """
 
     device: torch.device
@@ -95,6 +113,7 @@ class ModelOptions:
     jpeg_quality: int = 90
     batch_sizes: tuple[int, ...] = (1,)
     memory_budget_bytes: int = 0
+    blend: str = HARD
 
 
 class Model:
@@ -123,6 +142,7 @@ class Model:
         if chosen.psnr_db != float("inf"):
             self._details["network"] += f", {chosen.psnr_db:.1f} dB from float32"
         self._windows = faces.windows
+        self._blend = faces.blend
         # A runtime that resizes has crops of its own, on its device.
         self._crops: npt.NDArray[np.uint8] | None = None if chosen.runtime.resizes else faces.crops.numpy()
         self._rectangles = _as_tuples(package.rectangles)
@@ -156,7 +176,7 @@ class Model:
         def windows(frame_ids: Sequence[int]) -> torch.Tensor:
             return _windows(package, frame_ids)
 
-        faces = FaceSet(crops, package.rectangles, package.geometry, package.window_shape, windows)
+        faces = FaceSet(crops, package.rectangles, package.geometry, package.window_shape, windows, options.blend)
         with device_errors(options.device, "while the network was loaded"):
             chosen = choose_runtime(
                 options.runtime,
@@ -213,41 +233,53 @@ class Model:
         return self._backgrounds.track(jpeg_quality)
 
     def run(self, items: list[FrameRequest]) -> list[MovedFace]:
-        """Prepare a batch and put it through the network: one moved face a request, in order."""
+        """Prepare a batch and put it through the network: one face a request, in order."""
         started = time.perf_counter()
-        frame_ids = [item.frame_id for item in items]
-        windows = self._windows(frame_ids)
+        spoken = [item for item in items if item.rest < 1]
+        windows = [self._window(item) for item in spoken]
         prepared = time.perf_counter()
         with device_errors(torch.device(self.runtime.device), f"with a batch of {len(items)} frames"):
-            moved = self.runtime.run(frame_ids, windows)
+            moved = self.runtime.run([item.frame_id for item in spoken], torch.stack(windows)) if spoken else []
+            faces = iter(moved)
+            pairs = [self._with_rest(item, next(faces) if item.rest < 1 else None) for item in items]
         inferred = time.perf_counter()
         return [
             MovedFace(
                 face,
+                resting,
                 queue_ms=(started - item.arrived_s) * 1000,
                 prepare_ms=(prepared - started) * 1000,
                 inference_ms=(inferred - prepared) * 1000,
             )
-            for item, face in zip(items, moved, strict=True)
+            for item, (face, resting) in zip(items, pairs, strict=True)
         ]
+
+    def _window(self, item: FrameRequest) -> torch.Tensor:
+        """What the network hears for a request: window_shape float32."""
+        if item.window is None:
+            return self._windows([item.frame_id])[0]
+        return torch.from_numpy(item.window).reshape(self.package.window_shape)
+
+    def _with_rest(self, item: FrameRequest, moved: UInt8 | None) -> tuple[UInt8, UInt8 | None]:
+        """The face that a request shows, and the own face of its other frame, if it has one."""
+        if item.rest_frame_id is not None and moved is not None:
+            return moved, self.runtime.own(item.rest_frame_id)
+        if moved is None:
+            return self.runtime.own(item.frame_id), None
+        return (moved if not item.rest else mix(moved, self.runtime.own(item.frame_id), item.rest)), None
 
     def finish(self, item: FrameRequest, made: MovedFace) -> Frame:
         """Composite and encode one frame. Raises what kept its background from being prepared."""
         started = time.perf_counter()
-        x1, y1, x2, y2 = self._rectangles[item.frame_id]
-        if self._crops is None:
-            picture = Image.fromarray(made.face)
-        else:
-            picture = composite_crop(self._crops[item.frame_id], made.face, x2 - x1, y2 - y1)
-        if item.backgrounds is None:
-            composited = time.perf_counter()
-            jpeg, height, width = encode_jpeg(picture, item.jpeg_quality), y2 - y1, x2 - x1
-        else:
-            background = item.backgrounds.get(item.frame_id)
-            region = background.ring.compose(picture)
-            composited = time.perf_counter()
-            jpeg, height, width = background.jpeg.splice(region), self.package.height, self.package.width
+        encode = self._composite(item, item.frame_id, made.face)
+        composited = time.perf_counter()
+        jpeg = encode()
+        if made.resting is not None and item.rest_frame_id is not None:
+            resting = self._composite(item, item.rest_frame_id, made.resting)()
+            jpeg = mix_jpegs(jpeg, resting, item.rest, item.jpeg_quality)
         encoded = time.perf_counter()
+        x1, y1, x2, y2 = self._rectangles[item.frame_id]
+        height, width = (y2 - y1, x2 - x1) if item.backgrounds is None else (self.package.height, self.package.width)
         times = StepTimes(
             queue_ms=made.queue_ms,
             prepare_ms=made.prepare_ms,
@@ -265,6 +297,18 @@ class Model:
             bounds=Bounds(x1, y1, x2 - x1, y2 - y1),
             times=times,
         )
+
+    def _composite(self, item: FrameRequest, frame_id: int, face: UInt8) -> Callable[[], bytes]:
+        """Put a face into a frame. Returns what encodes it."""
+        x1, y1, x2, y2 = self._rectangles[frame_id]
+        if self._crops is None:
+            picture = Image.fromarray(face)
+        else:
+            picture = composite_crop(self._crops[frame_id], face, x2 - x1, y2 - y1, blend=self._blend)
+        if item.backgrounds is None:
+            return partial(encode_jpeg, picture, item.jpeg_quality)
+        background = item.backgrounds.get(frame_id)
+        return partial(background.jpeg.splice, background.ring.compose(picture))
 
 
 def _as_tuples(rectangles: npt.NDArray[np.int32]) -> list[Rectangle]:

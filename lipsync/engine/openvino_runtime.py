@@ -230,6 +230,9 @@ class OpenVinoRuntime:
                 moved.append(face)
         return moved
 
+    def own(self, frame_id: int) -> UInt8:
+        return self._faces.face(frame_id).numpy()
+
 
 def _first_kept_level(plan: InferencePlan[Node], n_frames: int, budget_bytes: int) -> int:
     """The finest level from which on all frames' features fit into the budget; `n_levels` if none does."""

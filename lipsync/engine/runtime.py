@@ -19,6 +19,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from lipsync.engine.blending import HARD
 from lipsync.engine.geometry import BORDER, FaceGeometry
 from lipsync.engine.plan import Conv, InferencePlan, TorchOps
 from lipsync.engine.unet import UNet
@@ -49,6 +50,7 @@ class FaceSet:
         geometry: of the face.
         window_shape: of what the network hears: [channels, height, width].
         windows: gives the package's own feature windows of some frames: (k, *window_shape) float32.
+        blend: how a runtime that `resizes` puts them into their crops, as in `EngineConfig`.
     """
 
     crops: Tensor
@@ -56,6 +58,7 @@ class FaceSet:
     geometry: FaceGeometry
     window_shape: tuple[int, int, int]
     windows: Callable[[Sequence[int]], Tensor]
+    blend: str = HARD
 
     def __len__(self) -> int:
         return len(self.crops)
@@ -101,6 +104,9 @@ class Runtime(Protocol):
         Returns an array a frame, uint8 RGB, the caller's own: (size, size, 3), or (height, width, 3) of the crop
             rectangle if the runtime `resizes`.
         """
+
+    def own(self, frame_id: int) -> UInt8:
+        """What `run` would give for a frame if the network moved nothing."""
 
 
 def resolve_device(device: str) -> torch.device:
@@ -198,7 +204,8 @@ class Reference:
         from lipsync.engine.compositor import composite_crop
 
         x1, y1, x2, y2 = self._faces.rectangles[frame_id].tolist()
-        return np.asarray(composite_crop(self._faces.crops[frame_id].numpy(), face, x2 - x1, y2 - y1))
+        crop = self._faces.crops[frame_id].numpy()
+        return np.asarray(composite_crop(crop, face, x2 - x1, y2 - y1, blend=self._faces.blend))
 
 
 def run_torch(plan: InferencePlan[Tensor], ops: TorchOps, faces: Tensor, windows: Tensor) -> UInt8:

@@ -59,3 +59,6 @@ class TorchRuntime:
             run_torch(self._plan, self._ops, self._faces.face(frame_id)[None], windows[i : i + 1])[0]
             for i, frame_id in enumerate(frame_ids)
         ]
+
+    def own(self, frame_id: int) -> UInt8:
+        return self._faces.face(frame_id).numpy()

@@ -5,10 +5,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import AsyncIterator, Hashable, Sequence
 from typing import Protocol
 
-from lipsync.types import Frame, ModelInfo, ModelStats, Output
+from lipsync.errors import LipsyncError
+from lipsync.types import Frame, ModelInfo, ModelStats, Output, SpeechEvent, SpeechOptions
+
+
+class Speech(Protocol):
+    """A session of live audio. One task may send while another iterates."""
+
+    async def send(self, pcm: bytes) -> None:
+        """More audio, of any length; waits while too much of it waits to be shown."""
+
+    async def flush(self) -> None:
+        """The utterance is over; an END event follows its last frame."""
+
+    async def interrupt(self) -> None:
+        """Drop what was not taken yet; an INTERRUPTED event comes next."""
+
+    async def end(self) -> None:
+        """Flush; after the last frame there are no more events."""
+
+    def fail(self, error: LipsyncError) -> None:
+        """End it now: whoever takes or sends gets this error."""
+
+    async def close(self) -> None:
+        """Give back all that it holds. May be called more than once."""
+
+    def __aiter__(self) -> AsyncIterator[SpeechEvent]: ...
 
 
 class Backend(Protocol):
@@ -44,6 +69,28 @@ class Backend(Protocol):
         """Several frames, in the order asked. What is wrong with one of them stands in its `error`.
 
         Raises OverloadedError if they do not fit into the queue: then none was started.
+        """
+
+    async def speech(
+        self, model_name: str, options: SpeechOptions | None = None, *, caller: Hashable | None = None
+    ) -> Speech:
+        """Open a session of live audio. The caller closes it."""
+
+    async def frames_with_audio(
+        self,
+        model_name: str,
+        start_frame: int,
+        frame_count: int,
+        pcm: bytes,
+        *,
+        audio_start_frame: int,
+        options: SpeechOptions,
+        timeout_s: float | None = None,
+        caller: Hashable | None = None,
+    ) -> list[Frame]:
+        """Frames that speak a recording, in order. What is wrong with one of them stands in its `error`.
+
+        `audio_start_frame` is the frame that the recording's first sample belongs to; it may be negative.
         """
 
     async def load(self, path: str, *, name: str) -> ModelInfo:

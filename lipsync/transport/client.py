@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterable, AsyncIterator, Coroutine, Iterable, Mapping
+import os
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Coroutine, Iterable, Iterator, Mapping
+from dataclasses import replace
 from enum import Enum
 from types import TracebackType
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final, Self, TypeVar, cast
 
 import betterproto
 import h2.exceptions
@@ -18,6 +20,8 @@ from grpclib.exceptions import StreamTerminatedError
 from grpclib.metadata import Deadline, encode_metadata
 from h2.errors import ErrorCodes
 from optimized_lipsyncsrv import (
+    AudioFrame,
+    AudioRequest,
     BatchInferenceRequest,
     BatchInferenceResponse,
     HealthRequest,
@@ -34,16 +38,29 @@ from optimized_lipsyncsrv import (
 
 from lipsync.config import MIB
 from lipsync.errors import ConnectionLostError, DeadlineError, InvalidRequestError, LipsyncError, ProtocolError
-from lipsync.transport import messages
+from lipsync.transport import audio_messages, messages
 from lipsync.transport.address import format_address, parse_address
 from lipsync.transport.details import DetailsCodec
 from lipsync.transport.exchange import RequestsError, exchange
 from lipsync.transport.limits import Codec
 from lipsync.transport.protocol import GrpcChannel, StreamResetError
+from lipsync.transport.recordings import open_recording
+from lipsync.transport.speech_call import Call, SpeechCall
 from lipsync.transport.status import from_grpc_error
-from lipsync.types import Frame, Health, ModelInfo, ModelStats, Output
+from lipsync.types import (
+    Frame,
+    Health,
+    ModelInfo,
+    ModelStats,
+    Output,
+    SampleEncoding,
+    SpeechEvent,
+    SpeechEventKind,
+    SpeechOptions,
+)
 
 Answer = TypeVar("Answer", bound=betterproto.Message)
+Item = TypeVar("Item")
 
 
 class _NotGiven(Enum):
@@ -205,6 +222,141 @@ class Client:
                 yield messages.frame_of(response, model_name=model_name)
         # not from within `except`, which would change its context
         raise theirs
+
+    def speech(
+        self,
+        model_name: str,
+        options: SpeechOptions | None = None,
+        *,
+        timeout_s: float | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> SpeechCall:
+        """A session of live audio, to be opened with `async with`: audio in, frames out, interrupts.
+
+        `options`: sample rate, encoding, the frame to begin with and so on; 16 kHz s16le by default. `timeout_s` is for
+        the whole session.
+        """
+        meta = self._merged(metadata)
+
+        def open_call() -> Call:
+            return self._open().request(
+                messages.SERVICE + "StreamAudio",
+                Cardinality.STREAM_STREAM,
+                AudioRequest,
+                AudioFrame,
+                timeout=timeout_s,
+                metadata=meta,
+            )
+
+        return SpeechCall(
+            open_call,
+            model_name,
+            options or SpeechOptions(),
+            call_errors=CALL_ERRORS,
+            translated=lambda error: self._translated(error, timeout_s),
+        )
+
+    async def speak(
+        self,
+        audio: Iterable[bytes] | AsyncIterable[bytes],
+        *,
+        model: str,
+        options: SpeechOptions | None = None,
+        timeout_s: float | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> AsyncIterator[SpeechEvent]:
+        """A talking face for audio as it comes: its FRAME events, one for each 40 ms.
+
+        Args:
+            audio: PCM in pieces of any length, written as `options` say (16 kHz s16le by default); what iterating over
+                it raises is raised here.
+            model: the model's name, as loaded.
+        What is wrong with one frame stands in its `event.frame.error`. Leaving the loop early ends the session.
+        """
+        async with self.speech(model, options, timeout_s=timeout_s, metadata=metadata) as speech:
+
+            async def send() -> None:
+                try:
+                    async for pcm in _iterate(audio):
+                        await speech.send(pcm)
+                    await speech.end()
+                except Exception as error:
+                    speech.fail(error)
+
+            sender = asyncio.create_task(send())
+            try:
+                async for event in speech:
+                    if event.kind is SpeechEventKind.FRAME:
+                        yield event
+            finally:
+                sender.cancel()
+                await asyncio.gather(sender, return_exceptions=True)
+
+    async def say_file(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        model: str,
+        options: SpeechOptions | None = None,
+        timeout_s: float | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> AsyncIterator[SpeechEvent]:
+        """A talking face for a recording: `speak` with the samples of a file.
+
+        WAV files of 16 bits and one channel are read as they are; MP3, M4A and others take PyAV, of the extra `engine`.
+        Of `options`, the sample rate and encoding are the file's. Raises MediaError for a file that cannot be read.
+        """
+        rate_hz, pieces = await asyncio.to_thread(open_recording, path)
+        options = replace(options or SpeechOptions(), sample_rate_hz=rate_hz, encoding=SampleEncoding.S16LE)
+        frames = self.speak(_in_thread(pieces), model=model, options=options, timeout_s=timeout_s, metadata=metadata)
+        async with contextlib.aclosing(cast(AsyncGenerator[SpeechEvent, None], frames)):
+            async for event in frames:
+                yield event
+
+    async def frames_with_audio(
+        self,
+        model_name: str,
+        start_frame: int,
+        frame_count: int,
+        audio_chunks: Iterable[bytes],
+        *,
+        sample_rate_hz: int | None = None,
+        encoding: SampleEncoding | None = None,
+        chunks_before: int | None = None,
+        output: Output = Output.WHOLE_FRAME,
+        jpeg_quality: int | None = None,
+        timeout_s: TimeoutS = NOT_GIVEN,
+        metadata: Mapping[str, str] | None = None,
+    ) -> list[Frame]:
+        """Several frames that speak audio sent along. What is wrong with one of them stands in its `error`.
+
+        Args:
+            start_frame, frame_count: of the frames.
+            audio_chunks: 40 ms each, at least frame_count + 15 of them; chunk j belongs to frame start_frame -
+                chunks_before + j. Their length tells what they are: 1280 bytes s16le at 16 kHz, 1920 s16le at 24 kHz,
+                2560 f32le at 16 kHz; or `sample_rate_hz` and `encoding` do.
+            chunks_before: 8 by default. With 10, and frame_count + 21 chunks, every frame hears what it would in the
+                whole recording.
+        """
+        request = audio_messages.batch_request(
+            model_name,
+            start_frame,
+            frame_count,
+            list(audio_chunks),
+            sample_rate_hz=sample_rate_hz,
+            encoding=encoding,
+            chunks_before=chunks_before,
+            output=output,
+            jpeg_quality=jpeg_quality,
+        )
+        response = await self._unary(
+            "GenerateBatchWithAudio", request, BatchInferenceResponse, timeout_s=timeout_s, metadata=metadata
+        )
+        if len(response.responses) != request.frame_count:
+            raise ProtocolError(
+                f"the server answered {len(response.responses)} frames where {request.frame_count} were asked for"
+            )
+        return [messages.frame_of(answer, model_name=model_name) for answer in response.responses]
 
     async def load_package(
         self,
@@ -380,10 +532,17 @@ async def _apart(work: Coroutine[Any, Any, Answer]) -> Answer:
         raise
 
 
-async def _iterate(items: Iterable[int] | AsyncIterable[int]) -> AsyncIterator[int]:
+async def _iterate(items: Iterable[Item] | AsyncIterable[Item]) -> AsyncIterator[Item]:
     if isinstance(items, AsyncIterable):
         async for item in items:
             yield item
     else:
         for item in items:
             yield item
+
+
+async def _in_thread(items: Iterator[Item]) -> AsyncIterator[Item]:
+    """Items that take reading from a disk."""
+    end = object()
+    while (item := await asyncio.to_thread(next, items, end)) is not end:
+        yield cast(Item, item)

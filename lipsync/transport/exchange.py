@@ -37,19 +37,24 @@ class _Failed:
 
 
 async def exchange(
-    call: grpclib.client.Stream[Request, Response], requests: AsyncIterator[Request]
+    call: grpclib.client.Stream[Request, Response],
+    requests: AsyncIterator[Request],
+    *,
+    ahead: int | None = REQUESTS_AHEAD,
 ) -> AsyncGenerator[Response, None]:
     """Send `requests`, yield the answers. Closing the generator cancels the call.
 
-    Raises RequestsError for what iterating over `requests` raises, and otherwise what grpclib raises.
+    Where each request has an answer, `ahead` is how many are sent before theirs were taken; None leaves that to HTTP/2
+    flow control. Raises RequestsError for what iterating over `requests` raises, and otherwise what grpclib raises.
     """
-    ahead = asyncio.Semaphore(REQUESTS_AHEAD)
+    unanswered = None if ahead is None else asyncio.Semaphore(ahead)
     # one answer ahead of the reader; beyond it, HTTP/2 flow control holds the server back
     answers: asyncio.Queue[Response | _Failed | None] = asyncio.Queue(1)
 
     async def send() -> None:
         while True:
-            await ahead.acquire()
+            if unanswered is not None:
+                await unanswered.acquire()
             try:
                 request = await anext(requests)
             except StopAsyncIteration:
@@ -94,7 +99,8 @@ async def exchange(
         while (answer := await answers.get()) is not None:
             if isinstance(answer, _Failed):
                 raise answer.error
-            ahead.release()
+            if unanswered is not None:
+                unanswered.release()
             yield answer
     finally:
         receiver.cancel()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import reprlib
 from collections.abc import Sequence
-from typing import SupportsIndex
+from typing import Protocol, SupportsIndex
 
 from optimized_lipsyncsrv import (
     BatchInferenceResponse,
@@ -70,7 +70,19 @@ def frame_request(
     )
 
 
-def output_of(request: OptimizedInferenceRequest) -> Output:
+class _Pictured(Protocol):
+    """A request that says how pictures shall be."""
+
+    output: FrameOutput
+    jpeg_quality: int
+
+
+def number_of_output(output: Output) -> int:
+    """As the contract has it."""
+    return int(_OUTPUTS[output])
+
+
+def output_of(request: _Pictured) -> Output:
     """What a request wants to see. Raises InvalidRequestError for a number that the contract does not know."""
     output = _OUTPUT_OF_NUMBER.get(int(request.output))
     if output is None:
@@ -78,7 +90,7 @@ def output_of(request: OptimizedInferenceRequest) -> Output:
     return output
 
 
-def jpeg_quality_of(request: OptimizedInferenceRequest) -> int | None:
+def jpeg_quality_of(request: _Pictured) -> int | None:
     """The JPEG quality that a request wants, None for the server's default. Raises InvalidRequestError."""
     if not request.jpeg_quality:
         return None

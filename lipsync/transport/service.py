@@ -6,14 +6,18 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
+import betterproto
 from grpclib.const import Handler
 from grpclib.server import Stream
 from optimized_lipsyncsrv import (
+    AudioFrame,
+    AudioRequest,
     BatchInferenceRequest,
     BatchInferenceResponse,
+    BatchWithAudioRequest,
     HealthRequest,
     HealthResponse,
     ListModelsRequest,
@@ -30,6 +34,8 @@ from optimized_lipsyncsrv import (
 from lipsync.config import MODEL_NAME, ServerConfig
 from lipsync.errors import (
     CheckpointError,
+    DeadlineError,
+    EngineClosedError,
     InternalError,
     InvalidRequestError,
     LipsyncError,
@@ -39,8 +45,8 @@ from lipsync.errors import (
     PackageError,
     PermissionDeniedError,
 )
-from lipsync.transport import messages
-from lipsync.transport.backend import Backend
+from lipsync.transport import audio_messages, messages
+from lipsync.transport.backend import Backend, Speech
 from lipsync.transport.calls import CALL, Calls
 from lipsync.transport.ordered import ordered
 from lipsync.transport.status import row_of
@@ -51,6 +57,8 @@ STREAM_INFERENCE = messages.SERVICE + "StreamInference"
 
 MAX_NAME_LENGTH = 64
 """Longer names cannot be loaded (`lipsync.config.MODEL_NAME`), and are not repeated in full."""
+OPENING_S = 30.0
+"""How long a client may take from its call to the message that opens a session."""
 PACKAGE_FAULTS = (PackageError, CheckpointError, MediaError)
 """What is wrong with a package is an answer to LoadPackage; anything else fails the call."""
 
@@ -73,7 +81,16 @@ class Service(OptimizedLipSyncServiceBase):
         # betterproto leaves the generator open when the call ends early: its `finally` would wait for the collector
         async with contextlib.aclosing(handler(request)) as responses:
             async for response in responses:
-                await stream.send_message(response)
+                timeout = asyncio.timeout(self._config.send_timeout_s)
+                try:
+                    async with timeout:
+                        await stream.send_message(response)
+                except TimeoutError:
+                    if not timeout.expired():
+                        raise
+                    raise DeadlineError(
+                        f"the client took no answer for {self._config.send_timeout_s:g} s, and the call is ended"
+                    ) from None
 
     async def generate_inference(
         self, optimized_inference_request: OptimizedInferenceRequest
@@ -96,22 +113,59 @@ class Service(OptimizedLipSyncServiceBase):
             )
         if not request.frame_ids:
             return messages.batch_response([], total_ms=0.0)
+        call = CALL.get()
+
+        async def frames() -> list[Frame]:
+            name = _name(request.model_name)
+            return await self._backend.frames(name, request.frame_ids, timeout_s=call.timeout_s, caller=call)
+
+        return await self._batch(request.model_name, request.frame_ids, frames)
+
+    async def _batch(
+        self, model_name: str, frame_ids: Sequence[int], frames: Callable[[], Awaitable[list[Frame]]]
+    ) -> BatchInferenceResponse:
+        """The answer to a batch. What is wrong with all of its frames alike is told in each."""
         start = time.perf_counter()
         try:
-            call = CALL.get()
-            frames = await self._backend.frames(
-                _name(request.model_name), request.frame_ids, timeout_s=call.timeout_s, caller=call
-            )
+            made = await frames()
         except LipsyncError as error:
             if not row_of(error).of_frame:
                 raise
-            name = request.model_name[:MAX_NAME_LENGTH]
-            frames = [Frame(name, frame_id, error=error) for frame_id in request.frame_ids]
-        total_bytes = sum(len(frame.jpeg) for frame in frames)
+            made = [Frame(model_name[:MAX_NAME_LENGTH], frame_id, error=error) for frame_id in frame_ids]
+        total_bytes = sum(len(frame.jpeg) for frame in made)
         if total_bytes > self._config.max_message_bytes:
             raise MessageTooLargeError(total_bytes, self._config.max_message_bytes)
-        responses = [messages.frame_response(frame) for frame in frames]
+        responses = [messages.frame_response(frame) for frame in made]
         return messages.batch_response(responses, total_ms=(time.perf_counter() - start) * 1000)
+
+    async def generate_batch_with_audio(
+        self, batch_with_audio_request: BatchWithAudioRequest
+    ) -> BatchInferenceResponse:
+        """Several frames that speak the audio sent along."""
+        request, limit = batch_with_audio_request, self._config.max_batch_frames
+        if request.frame_count > limit:
+            raise InvalidRequestError(
+                f"a batch of {request.frame_count} frames is over the limit of {limit}; ask for fewer frames a call"
+            )
+        recording = audio_messages.recording_of(request)
+        if not request.frame_count:
+            return messages.batch_response([], total_ms=0.0)
+        call = CALL.get()
+
+        async def frames() -> list[Frame]:
+            return await self._backend.frames_with_audio(
+                _name(request.model_name),
+                request.start_frame_id,
+                request.frame_count,
+                recording.pcm,
+                audio_start_frame=recording.start_frame,
+                options=recording.options,
+                timeout_s=call.timeout_s,
+                caller=call,
+            )
+
+        first = request.start_frame_id
+        return await self._batch(request.model_name, range(first, first + request.frame_count), frames)
 
     async def stream_inference(
         self, optimized_inference_request_iterator: AsyncIterator[OptimizedInferenceRequest]
@@ -121,6 +175,30 @@ class Service(OptimizedLipSyncServiceBase):
         async with contextlib.aclosing(answers):
             async for response in answers:
                 yield response
+
+    async def stream_audio(self, audio_request_iterator: AsyncIterator[AudioRequest]) -> AsyncIterator[AudioFrame]:
+        """A talking face for live audio. What is wrong with a frame is its answer; anything else ends the call."""
+        try:
+            async with asyncio.timeout(OPENING_S):
+                first = await anext(audio_request_iterator, None)
+        except TimeoutError:
+            raise DeadlineError(f"no message opened the session within {OPENING_S:g} s") from None
+        if first is None or betterproto.which_one_of(first, "request")[0] != "session":
+            raise InvalidRequestError("the first message of StreamAudio is `session`: the model, and how audio is sent")
+        options = audio_messages.options_of(first.session)
+        speech = await self._backend.speech(_name(first.session.model_name), options, caller=CALL.get())
+        reader = asyncio.create_task(_listen(speech, audio_request_iterator))
+        try:
+            async for event in speech:
+                yield audio_messages.audio_frame(event)
+        except LipsyncError:
+            if reader.done() and not reader.cancelled() and (error := reader.exception()) is not None:
+                raise error from None
+            raise
+        finally:
+            reader.cancel()
+            await asyncio.gather(reader, return_exceptions=True)
+            await speech.close()
 
     async def load_package(self, load_package_request: LoadPackageRequest) -> LoadPackageResponse:
         """Load a package from below the folder of models."""
@@ -188,6 +266,30 @@ class Service(OptimizedLipSyncServiceBase):
             return _failure(request, error)
         except Exception as error:
             return _failure(request, InternalError.logged(error, STREAM_INFERENCE))
+
+
+async def _listen(speech: Speech, requests: AsyncIterator[AudioRequest]) -> None:
+    """Pass on what a client sends. What goes wrong ends the session; it is raised here as well."""
+    try:
+        async for request in requests:
+            kind, _ = betterproto.which_one_of(request, "request")
+            if kind == "pcm":
+                await speech.send(request.pcm)
+            elif kind == "flush":
+                await speech.flush()
+            elif kind == "interrupt":
+                await speech.interrupt()
+            elif kind == "session":
+                raise InvalidRequestError("a session is opened once, by the first message; start another call")
+            else:
+                raise InvalidRequestError("a message without content; expected pcm, flush or interrupt")
+        await speech.end()
+    except LipsyncError as error:
+        speech.fail(error)
+        raise
+    except Exception:
+        speech.fail(EngineClosedError("the session's audio cannot be read"))  # the call ends with the exception itself
+        raise
 
 
 def _name(model_name: str) -> str:

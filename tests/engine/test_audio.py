@@ -40,11 +40,6 @@ def test_mel_spectrogram_is_the_training_recipes(speech: dict[str, np.ndarray]) 
     assert np.abs(mel - speech["mel"]).max() < 1e-3
 
 
-def test_long_recordings_are_computed_in_parts_that_fit_together(monkeypatch: pytest.MonkeyPatch, speech: dict) -> None:
-    monkeypatch.setattr(audio, "MEL_ROWS_AT_A_TIME", 100)
-    assert np.abs(audio.mel_spectrogram(speech["samples"]) - speech["mel"]).max() < 1e-3
-
-
 def test_float_samples_give_the_same_mel_spectrogram(speech: dict[str, np.ndarray]) -> None:
     as_floats = speech["samples"].astype(np.float64) / 32768
     assert np.array_equal(audio.mel_spectrogram(as_floats), audio.mel_spectrogram(speech["samples"]))
@@ -75,8 +70,6 @@ def test_a_window_holds_the_rows_around_its_frame_and_zeros_elsewhere(n_rows: in
 def test_a_recording_has_a_feature_for_each_of_its_video_frames(n_samples: int) -> None:
     mel = audio.mel_spectrogram(np.zeros(n_samples, np.int16))
     assert len(mel) == 1 + n_samples // audio.HOP_LENGTH
-    n_inner = audio.feature_count(len(mel)) - 2
-    assert audio.mel_windows(mel, range(n_inner)).shape == (n_inner, 1, 80, 16)
     # 200 ms of look-ahead are missing at the end, and two rows are added.
     assert abs(audio.feature_count(len(mel)) - n_samples / audio.SAMPLES_PER_FRAME) <= 2
 
@@ -106,6 +99,48 @@ def test_too_little_sound_is_refused(encoder: audio.AudioEncoder) -> None:
     with pytest.raises(MediaError, match="too few"):
         audio.audio_features(encoder, np.zeros(2999, np.int16))
     assert audio.audio_features(encoder, np.zeros(3000, np.int16)).shape == (4, 512)
+
+
+def in_pieces(samples: np.ndarray, sizes: list[int]) -> list[np.ndarray]:
+    """The samples in pieces of these sizes, over and over."""
+    pieces, at = [], 0
+    while at < len(samples):
+        size = sizes[len(pieces) % len(sizes)]
+        pieces.append(samples[at : at + size])
+        at += size
+    return pieces
+
+
+PIECES = st.lists(st.integers(1, 5000), min_size=1, max_size=6)
+
+
+@settings(max_examples=20, deadline=None)
+@given(n_samples=st.integers(1, 20_000), sizes=PIECES, data=st.data())
+def test_a_mel_spectrogram_in_pieces_is_that_of_the_whole_to_the_bit(
+    n_samples: int, sizes: list[int], data: st.DataObject
+) -> None:
+    noise = np.random.default_rng(data.draw(st.integers(0, 99))).uniform(-1, 1, n_samples).astype(np.float32)
+    mel = audio.MelStream()
+    rows = [mel.push(piece) for piece in in_pieces(noise, sizes)]
+    whole = audio.mel_spectrogram(noise)
+    assert np.array_equal(np.concatenate([*rows, mel.finish()]), whole)
+
+
+@settings(max_examples=12, deadline=None)
+@given(start=st.integers(0, 40_000), n_samples=st.integers(3000, 24_000), sizes=PIECES)
+def test_features_in_pieces_are_those_of_the_whole_to_the_bit(
+    speech: dict[str, np.ndarray], encoder: audio.AudioEncoder, start: int, n_samples: int, sizes: list[int]
+) -> None:
+    samples = audio.to_float(speech["samples"][start : start + n_samples])
+    features = audio.FeatureStream(encoder)
+    rows, n_rows, n_heard = [], 0, 0
+    for piece in in_pieces(samples, sizes):
+        rows.append(features.push(piece))
+        n_rows += len(rows[-1])
+        n_heard += len(piece)
+        # Row i reads the sound up to 2760 samples after the start of frame i, give or take a mel row.
+        assert n_rows >= (n_heard - 2760) // audio.SAMPLES_PER_FRAME
+    assert np.array_equal(np.concatenate([*rows, features.finish()]), audio.audio_features(encoder, samples))
 
 
 def write_tone(path: Path, codec: str, rate: int, layout: str) -> None:
