@@ -15,7 +15,7 @@ from lipsync.engine.model import FrameRequest, MovedFace
 from lipsync.errors import OverloadedError
 from lipsync.transport.server import Server
 from tests.packages import make_package
-from tests.transport.waiting import PATIENCE_S, until
+from tests.waiting import PATIENCE_S, until
 
 MAX_QUEUE_SIZE = 4
 

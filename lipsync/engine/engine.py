@@ -10,6 +10,7 @@ import time
 from collections.abc import Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 
@@ -529,9 +530,9 @@ class Engine:
             model_name: as loaded.
             start_frame: the first, not negative.
             frame_count: how many.
-            pcm: the recording. Its windows are those of a file that begins and ends as it does; what belongs to frames
-                below 0 is dropped first, for no video goes with it.
-            audio_start_frame: the frame that the recording's first sample belongs to; may be negative.
+            pcm: the part of a recording that goes with them. Outside of it the recording counts as silent. It begins
+                at frame 0: what belongs to frames below counts for nothing.
+            audio_start_frame: the frame that the first sample belongs to; may be negative.
             options: sample rate, encoding, output and JPEG quality.
             timeout_s, caller: as of `frames`.
         Raises what `frames` and `speech` raise; a frame that could not be made has its `error` set.
@@ -547,18 +548,17 @@ class Engine:
                 f"{frame_count} frames in one call; ask for at most {self.config.max_queue_size} (max_queue_size)"
             )
         quality = self._quality(options.jpeg_quality)
-        bytes_before = max(0, -audio_start_frame) * options.samples_per_frame * options.encoding.n_bytes
-        first = start_frame - max(0, audio_start_frame)
         encoder = await self._live.encoder(model)
-        windows = await asyncio.get_running_loop().run_in_executor(
-            self._live.threads,
+        hear = partial(
             windows_of_recording,
             encoder,
-            pcm[bytes_before:],
+            pcm,
             options,
-            range(first, first + frame_count),
-            model.package.window_rows,
+            range(start_frame, start_frame + frame_count),
+            start_frame=audio_start_frame,
+            window_rows=model.package.window_rows,
         )
+        windows = await asyncio.get_running_loop().run_in_executor(self._live.threads, hear)
         if self._models.get(model_name) is not model:
             raise ModelNotFoundError(model_name, sorted(self._models))
         run = ToAndFro(0, model.frame_count)

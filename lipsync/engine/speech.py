@@ -27,7 +27,7 @@ from lipsync.engine.audio import (
     feature_window,
     to_float,
 )
-from lipsync.errors import InvalidRequestError, MediaError
+from lipsync.errors import InvalidRequestError
 from lipsync.types import SampleEncoding, SpeechOptions
 
 Float32 = npt.NDArray[np.float32]
@@ -41,6 +41,10 @@ SAMPLE_TYPES: Mapping[SampleEncoding, np.dtype[Any]] = {
 FIRST_ROW_SAMPLES = SAMPLES_PER_FEATURE + HOP_LENGTH * 2 - SAMPLES_PER_FRAME
 """2760 samples after the start of a frame, its own feature row is known: the row begins a frame earlier, as the first
 one is repeated, and the last mel row reaches 400 samples (half a window) beyond the row's 200 ms."""
+FRAMES_HEARD_AFTER = 11
+"""How many frames' audio after its own a window reaches, at most."""
+ROWS_REPEAT_FRAMES = 5
+assert ROWS_REPEAT_FRAMES * SAMPLES_PER_FRAME % HOP_LENGTH == 0  # 16 mel rows
 FADE_FRAMES = 5
 """How long the mouth takes to its rest and back: 0.2 s."""
 HYSTERESIS_DB = 5.0
@@ -168,24 +172,40 @@ def look_ahead_samples(ahead: int) -> int:
 
 
 def windows_of_recording(
-    encoder: Encoder, pcm: bytes, options: SpeechOptions, frames: range, window_rows: int = 16
+    encoder: Encoder,
+    pcm: bytes,
+    options: SpeechOptions,
+    frames: range,
+    *,
+    start_frame: int = 0,
+    window_rows: int = 16,
 ) -> list[Float32]:
-    """What the network hears at frames of a whole recording.
+    """What the network hears at frames of a recording of which a part is there.
+
+    Outside of that part the recording counts as silent. It begins at frame 0: before, windows are zero.
 
     Args:
-        pcm: the recording, as `options` say.
-        frames: counted from its beginning; those outside of it hear zeros.
+        pcm: the part, as `options` say.
+        frames: not negative, ascending.
+        start_frame: that the part begins with; what belongs to frames below 0 is left out.
     Returns a (window_rows, 512) float32 array a frame.
-    Raises InvalidRequestError for NaN or infinity, or too little audio.
+    Raises InvalidRequestError for NaN or infinity.
     """
-    samples = PcmReader(options.encoding).push(pcm)
+    if not frames:
+        return []
+    n_below = max(0, -start_frame) * options.samples_per_frame
     resampler = Resampler(options.sample_rate_hz, options.encoding)
+    samples = PcmReader(options.encoding).push(pcm)[n_below:]
     heard = np.concatenate((resampler.push(samples), resampler.finish()))
-    try:
-        features = audio_features(encoder, heard)
-    except MediaError as error:
-        raise InvalidRequestError(str(error)) from error
-    return [feature_window(features, frame, window_rows) for frame in frames]
+    # Mel rows lie in the same places of every fifth frame, and a feature reaches two frames back.
+    start_frame = max(0, start_frame)
+    n_before = min(start_frame, ROWS_REPEAT_FRAMES + start_frame % ROWS_REPEAT_FRAMES)
+    first = start_frame - n_before
+    n_samples = (frames[-1] + FRAMES_HEARD_AFTER + 1 - first) * SAMPLES_PER_FRAME
+    whole = np.zeros(max(n_samples, n_before * SAMPLES_PER_FRAME + len(heard)), np.float32)
+    whole[n_before * SAMPLES_PER_FRAME :][: len(heard)] = heard
+    features = audio_features(encoder, whole)
+    return [feature_window(features, frame - first, window_rows) for frame in frames]
 
 
 class PcmReader:

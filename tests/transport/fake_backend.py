@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Hashable, Sequence
 
 from lipsync.errors import (
@@ -15,7 +15,17 @@ from lipsync.errors import (
     PackageError,
     PackageProblem,
 )
-from lipsync.types import Bounds, Frame, ModelInfo, ModelStats, Output, StepTimes
+from lipsync.types import (
+    Bounds,
+    Frame,
+    ModelInfo,
+    ModelStats,
+    Output,
+    SpeechEvent,
+    SpeechEventKind,
+    SpeechOptions,
+    StepTimes,
+)
 
 FRAME_COUNT = 1000
 
@@ -24,6 +34,82 @@ def picture(model_name: str, frame_id: int, *, size: int = 64, output: Output = 
     """What the fake makes of a frame: starts and ends like a JPEG, and differs for each frame."""
     body = f"{model_name}/{frame_id}/{output.value}/".encode()
     return b"\xff\xd8" + (body * (size // len(body) + 1))[: max(size - 4, len(body))] + b"\xff\xd9"
+
+
+class FakeSpeech:
+    """Fits `lipsync.transport.backend.Speech`: an answer for every 1280 bytes, as soon as they are here.
+
+    Attributes:
+        heard: all the audio that came.
+        closed: True once it was closed.
+        full: while set to an event, `send` waits for it.
+    """
+
+    def __init__(self, model_name: str, options: SpeechOptions, size: int) -> None:
+        self.model_name, self.options, self.size = model_name, options, size
+        self.heard = b""
+        self.closed = False
+        self.full: asyncio.Event | None = None
+        self.n_taken = 0
+        self._rest = b""
+        self._n_frames = 0
+        self._events: deque[SpeechEvent | LipsyncError | None] = deque()
+        self._ready = asyncio.Event()
+        self._tell(SpeechEvent(SpeechEventKind.STARTED, end_sample=7240, frame_count=FRAME_COUNT))
+
+    def _tell(self, event: SpeechEvent | LipsyncError | None) -> None:
+        self._events.append(event)
+        self._ready.set()
+
+    async def send(self, pcm: bytes) -> None:
+        if self.full is not None:
+            await self.full.wait()
+        self.heard += pcm
+        self._rest += pcm
+        while len(self._rest) >= 1280:
+            self._rest = self._rest[1280:]
+            self._frame()
+
+    def _frame(self) -> None:
+        first, frame_id = 640 * self._n_frames, self._n_frames
+        jpeg = picture(self.model_name, frame_id, size=self.size, output=self.options.output)
+        frame = Frame(self.model_name, frame_id, jpeg=jpeg, shape=(720, 1280, 3))
+        self._n_frames += 1
+        self._tell(SpeechEvent(SpeechEventKind.FRAME, frame, first, first + 640, frame_id + 1, rest=0.25))
+
+    async def flush(self) -> None:
+        self._tell(SpeechEvent(SpeechEventKind.END, end_sample=640 * self._n_frames))
+
+    async def interrupt(self) -> None:
+        self._events.clear()
+        frame = Frame(self.model_name, 7, jpeg=b"resting")
+        self._tell(SpeechEvent(SpeechEventKind.INTERRUPTED, frame, end_sample=640 * self.n_taken))
+
+    async def end(self) -> None:
+        await self.flush()
+        self._tell(None)
+
+    def fail(self, error: LipsyncError) -> None:
+        self._events.clear()
+        self._tell(error)
+
+    async def close(self) -> None:
+        self.closed = True
+
+    def __aiter__(self) -> FakeSpeech:
+        return self
+
+    async def __anext__(self) -> SpeechEvent:
+        while not self._events:
+            self._ready.clear()
+            await self._ready.wait()
+        event = self._events.popleft()
+        if event is None:
+            raise StopAsyncIteration
+        if isinstance(event, LipsyncError):
+            raise event
+        self.n_taken += event.kind is SpeechEventKind.FRAME
+        return event
 
 
 class FakeBackend:
@@ -38,6 +124,8 @@ class FakeBackend:
         calls: counts of calls by method.
         callers, timeouts_s: as given with each call for frames.
         refused: counts of frames that were refused before they came here, by model.
+        speeches: sessions of live audio, in the order opened.
+        recordings: what came with calls for frames with audio: the audio, its options, the frame it begins with.
     """
 
     def __init__(self, *models: str, size: int = 64) -> None:
@@ -53,6 +141,8 @@ class FakeBackend:
         self.callers: list[Hashable] = []
         self.timeouts_s: list[float | None] = []
         self.refused: Counter[str] = Counter()
+        self.speeches: list[FakeSpeech] = []
+        self.recordings: list[tuple[bytes, SpeechOptions, int]] = []
 
     @property
     def in_flight(self) -> int:
@@ -122,6 +212,34 @@ class FakeBackend:
                 return Frame(model_name, frame_id, error=error)
 
         return list(await asyncio.gather(*map(one, frame_ids)))
+
+    async def speech(
+        self, model_name: str, options: SpeechOptions | None = None, *, caller: Hashable | None = None
+    ) -> FakeSpeech:
+        self.calls["speech"] += 1
+        self.callers.append(caller)
+        if model_name not in self.names:
+            raise ModelNotFoundError(model_name, self.names)
+        self.speeches.append(FakeSpeech(model_name, options or SpeechOptions(), self.size))
+        return self.speeches[-1]
+
+    async def frames_with_audio(
+        self,
+        model_name: str,
+        start_frame: int,
+        frame_count: int,
+        pcm: bytes,
+        *,
+        audio_start_frame: int,
+        options: SpeechOptions,
+        timeout_s: float | None = None,
+        caller: Hashable | None = None,
+    ) -> list[Frame]:
+        self.recordings.append((pcm, options, audio_start_frame))
+        if model_name not in self.names:
+            raise ModelNotFoundError(model_name, self.names)
+        frame_ids = range(start_frame, start_frame + frame_count)
+        return await self.frames(model_name, frame_ids, timeout_s=timeout_s, caller=caller)
 
     async def load(self, path: str, *, name: str) -> ModelInfo:
         self.calls["load"] += 1

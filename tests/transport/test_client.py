@@ -15,7 +15,7 @@ from lipsync.transport.exchange import REQUESTS_AHEAD
 from lipsync.transport.server import Server
 from tests.transport.conftest import client_of, serving
 from tests.transport.fake_backend import FakeBackend, picture
-from tests.transport.waiting import until
+from tests.waiting import until
 
 
 async def test_frame(client: Client, backend: FakeBackend) -> None:

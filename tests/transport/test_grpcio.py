@@ -18,7 +18,7 @@ from lipsync.types import Output
 from tests.conftest import Grpcio
 from tests.transport.conftest import serving
 from tests.transport.fake_backend import FakeBackend, picture
-from tests.transport.waiting import until
+from tests.waiting import until
 
 T = TypeVar("T")
 

@@ -16,7 +16,7 @@ from tests.transport.conftest import client_of
 from tests.transport.fake_backend import FakeBackend
 from tests.transport.raw_client import RawClient, prefixed
 from tests.transport.test_limits import works
-from tests.transport.waiting import until
+from tests.waiting import until
 
 REQUEST = bytes(OptimizedInferenceRequest(model_name="anna", frame_id=1))
 

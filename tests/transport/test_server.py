@@ -26,7 +26,7 @@ from tests.transport.conftest import client_of, serving
 from tests.transport.fake_backend import FakeBackend, picture
 from tests.transport.raw_client import RawClient, prefixed
 from tests.transport.test_grpcio import in_thread
-from tests.transport.waiting import until
+from tests.waiting import until
 
 ROOT = Path(__file__).parents[2]
 REQUEST = bytes(OptimizedInferenceRequest(model_name="anna", frame_id=1))
