@@ -6,6 +6,7 @@ import contextlib
 import gc
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -13,14 +14,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from lipsync.config import BLENDS
 from lipsync.engine import cuda_runtime
 from lipsync.engine.compositor import composite_crop
 from lipsync.engine.cuda_runtime import CropComposer, CudaRuntime
-from lipsync.engine.geometry import GEOMETRIES
+from lipsync.engine.geometry import BORDER, GEOMETRIES
 from lipsync.engine.model import return_free_memory
 from lipsync.engine.plan import InferencePlan, TorchOps
-from lipsync.engine.runtime import MIN_PSNR_DB, FaceSet, make_runtime, run_torch
+from lipsync.engine.runtime import MIN_PSNR_DB, FaceSet, Reference, make_runtime, run_torch
 from lipsync.engine.unet import UNet
+from tests.engine.test_resample import IS_SIMD
 from tests.golden.fill import audio, fill
 from tests.packages import network_config, pictures
 
@@ -273,14 +276,45 @@ def test_cuda_is_close_to_float32(
     assert ("float16" in runtime.optimizations) == (precision == "float16")
 
 
+@pytest.mark.parametrize("blend", BLENDS)
+def test_composition_of_a_batch_is_the_compositors(faces: FaceSet, blend: str) -> None:
+    size = faces.geometry.face_size
+    moved = np.random.default_rng(6).integers(0, 256, (N_FRAMES, size, size, 3), dtype=np.uint8)
+    moved[::2] = faces.crops[::2, BORDER:-BORDER, BORDER:-BORDER].numpy() // 2 + 70  # some nearer to their crops
+    composer = CropComposer(faces.crops, faces.rectangles, CPU, blend=blend)
+    ids = torch.tensor([4, 0, 0, 8, 3])
+    made = composer.compose(composer.crops(ids), torch.from_numpy(moved)[ids], ids).numpy()
+    for picture, i in zip(made, ids.tolist(), strict=True):
+        height, width = composer.sizes[i]
+        wanted = np.asarray(composite_crop(faces.crops[i].numpy(), moved[i], width, height, blend=blend))
+        if IS_SIMD:
+            assert np.array_equal(picture[:height, :width], wanted)
+        else:
+            assert np.abs(picture[:height, :width].astype(int) - wanted).max() <= 1
+
+
+@pytest.mark.parametrize("blend", BLENDS)
+def test_the_runtime_blends_as_its_faces_say(network: UNet, faces: FaceSet, blend: str) -> None:
+    blended = replace(faces, blend=blend)
+    plan = InferencePlan[Tensor](network)
+    runtime = CudaRuntime(plan, blended, CPU, "float32", batch_sizes=BATCH_SIZES)
+    face = run_torch(plan, TorchOps(CPU, torch.float32), faces.face(2)[None], faces.windows([2]))[0]
+    height, width = runtime._composer.sizes[2]
+    wanted = np.asarray(composite_crop(faces.crops[2].numpy(), face, width, height, blend=blend))
+    assert psnr_db(runtime.run([2], faces.windows([2])), [wanted]) > 50
+    # It is held against plain torch's faces, put into their crops in the same way.
+    assert Reference(plan, blended).psnr_db(runtime) > 50
+
+
 @pytest.mark.parametrize("device", on_cuda)
-def test_composition_on_cuda_is_exact(faces: FaceSet, device: str) -> None:
+@pytest.mark.parametrize("blend", BLENDS)
+def test_composition_on_cuda_is_exact(faces: FaceSet, device: str, blend: str) -> None:
     shape = N_FRAMES, faces.geometry.face_size, faces.geometry.face_size, 3
     moved = torch.from_numpy(np.random.default_rng(6).uniform(0, 255, shape).astype(np.float32))
     ids = torch.arange(N_FRAMES)
     made = []
     for place in (torch.device(device), CPU):
-        composer = CropComposer(faces.crops, faces.rectangles, place)
+        composer = CropComposer(faces.crops, faces.rectangles, place, blend=blend)
         placed = ids.to(place)
         made.append(composer.compose(composer.crops(placed), moved.to(place), placed).cpu())
     assert torch.equal(*made)

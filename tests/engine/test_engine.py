@@ -20,9 +20,9 @@ import pytest_asyncio
 import torch
 from PIL import Image
 
-from lipsync.config import EngineConfig
+from lipsync.config import BLENDS, EngineConfig
 from lipsync.engine import backgrounds
-from lipsync.engine.compositor import composite_frame
+from lipsync.engine.compositor import composite_crop, composite_frame
 from lipsync.engine.engine import Engine
 from lipsync.engine.jpeg import encode_jpeg, restart_blocks
 from lipsync.engine.model import FrameRequest, MovedFace
@@ -63,8 +63,8 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def engine(packages: dict[str, Path]) -> AsyncIterator[Engine]:
-    # Without the result cache: every frame of these tests is made.
-    config = EngineConfig(device="cpu", max_batch_size=4, max_queue_size=100, result_cache_mb=0)
+    # Without the result cache: every frame of these tests is made. And as in training, to compare with its recipe.
+    config = EngineConfig(device="cpu", max_batch_size=4, max_queue_size=100, result_cache_mb=0, blend="hard")
     async with Engine(config) as made:
         for name, path in packages.items():
             await made.load(path, name=name)
@@ -649,6 +649,22 @@ async def test_a_frame_is_byte_by_byte_the_whole_frame_encoded(engine: Engine, p
         )
         expected = encode_jpeg(picture, quality, restart_blocks(picture.width))
         assert (await engine.frame("anna", frame_id, jpeg_quality=quality)).jpeg == expected
+
+
+@pytest.mark.parametrize("blend", BLENDS)
+async def test_a_face_meets_its_frame_as_is_set(packages: dict[str, Path], blend: str) -> None:
+    package = ModelPackage.open(packages["anna"])
+    videos = await asyncio.to_thread(decode_videos, {role: package.videos[role] for role in ("full_body", "crops_328")})
+    async with Engine(EngineConfig(device="cpu", blend=blend)) as engine:
+        await engine.load(packages["anna"], name="a")
+        model = engine._models["a"]
+        face = model.runtime.run([3], model._windows([3]))[0]
+        frame, crop = videos["full_body"][3].numpy(), videos["crops_328"][3].numpy()
+        picture = composite_frame(frame, crop, face, model._rectangles[3], blend=blend)
+        assert (await engine.frame("a", 3)).jpeg == encode_jpeg(picture, 90, restart_blocks(picture.width))
+        x1, y1, x2, y2 = model._rectangles[3]
+        expected = encode_jpeg(composite_crop(crop, face, x2 - x1, y2 - y1, blend=blend), 90)
+        assert (await engine.frame("a", 3, output=Output.FACE_CROP)).jpeg == expected
 
 
 async def test_a_load_does_not_wait_for_whole_frames(
