@@ -25,7 +25,8 @@ from lipsync.demo.build import BuildStopped, build_demo_package
 from lipsync.demo.measure import mouth_opening
 from lipsync.demo.speech import ASSETS, Timeline, mouth_track
 from lipsync.engine.audio import VIDEO_FPS, read_audio
-from lipsync.engine.mux import TalkingVideoWriter, open_talking_video
+from lipsync.engine.mux import TalkingVideoWriter
+from lipsync.engine.sound import Sound
 from lipsync.errors import LipsyncError
 from lipsync.transport.client import Client
 from lipsync.types import Frame
@@ -163,11 +164,9 @@ async def _record(address: str, package: Path, path: Path) -> Received:
     received = Received()
     async with Client(address) as client:
         n_frames = (await client.stats(package.name)).frame_count
-        first = await client.frame(package.name, 0)
-        height, width, _ = first.shape
         wanted = set(np.linspace(0, n_frames - 1, N_MOUTHS).round().astype(int).tolist())
         with (
-            open_talking_video(path, width=width, height=height, samples=samples) as writer,
+            TalkingVideoWriter(path, sound=Sound.of_samples(samples)) as writer,
             progress_bars("demo:") as on_progress,
         ):
             start = time.perf_counter()
