@@ -50,7 +50,7 @@ class EngineConfig:
     jpeg_quality: int = setting(90, "JPEG quality where a request names none, 1 to 95.")
     blend: str = setting(
         "matched",
-        "How a face meets the frame around it: feather (a soft border), matched (its colour fitted to the frame's too), "
+        "How a face meets the frame around it: feather (a soft border), matched (its colour fitted to the frame's too) "
         "or hard (as in training: a square shows where the network is off).",
     )
     encode_threads: int = setting(0, "Threads that composite and encode; 0 means one a core.")

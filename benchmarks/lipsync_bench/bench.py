@@ -28,6 +28,7 @@ class Plan:
         calls: single calls to each server.
         callers: how many call at a time.
         window_s: for which batches and streams are counted, in seconds, for each number of callers.
+        live_sessions: of live audio, for what happens once in each.
         strict_s: for which every stream has to come through, in seconds; 0 leaves that out.
         pictures: composited and encoded each way.
         network_turns: of each network, of a few frames each.
@@ -42,6 +43,7 @@ class Plan:
     calls: int
     callers: tuple[int, ...]
     window_s: float
+    live_sessions: int
     strict_s: float
     pictures: int
     network_turns: int
@@ -57,6 +59,7 @@ FULL_PLAN = Plan(
     calls=60,
     callers=(1, 4, 16),
     window_s=10.0,
+    live_sessions=15,
     strict_s=60.0,
     pictures=200,
     network_turns=15,
@@ -71,6 +74,7 @@ QUICK_PLAN = Plan(
     calls=12,
     callers=(1,),
     window_s=5.0,
+    live_sessions=3,
     strict_s=0.0,
     pictures=40,
     network_turns=3,

@@ -29,7 +29,7 @@ import lipsync.demo
 from lipsync.demo.build import VIDEO_SIZES, drawn_frames, open_track, video_pictures
 from lipsync.demo.presenter import Frame, pose_track
 from lipsync.demo.speech import ASSETS, Timeline, frame_count, mouth_track, read_wav
-from lipsync.engine.audio import FEATURE_WIDTH, feature_window
+from lipsync.engine.audio import FEATURE_WIDTH, AudioEncoder, feature_window
 from lipsync.engine.geometry import GEOMETRIES
 from lipsync.engine.unet import OutConv, UNet, UNetConfig
 from lipsync.errors import LipsyncError
@@ -287,7 +287,11 @@ def _build(folder: Path, n_frames: int, width_factor: float, progress: OnProgres
         windows = [feature_window(features, i).reshape(config.audio_shapes["ave"]) for i in range(len(faces))]
         states[factor] = seeded_network(config, SEED, np.stack(faces), np.stack(windows)).state_dict()
     progress("network", 2, 2)
+    with torch.random.fork_rng():
+        torch.manual_seed(SEED)
+        encoder = AudioEncoder().state_dict()
     for name, count in frame_counts.items():
+        save_file(encoder, folder / name / "audio_encoder.safetensors")
         state = states[START_WIDTH_FACTOR if name == START else width_factor]
         save_file(state, folder / name / "checkpoint" / "network.safetensors")
         np.save(folder / name / "aud_ave.npy", features[: max(1, count - 1)])  # N - 1 rows is usual

@@ -17,6 +17,7 @@ from lipsync_bench.measures.encoder import measure_encoder
 from lipsync_bench.measures.engine import measure_engine
 from lipsync_bench.measures.growth import measure_growth
 from lipsync_bench.measures.lifecycle import loaded_servers, measure_loads, measure_starts
+from lipsync_bench.measures.live import measure_live
 from lipsync_bench.measures.network import best_runtime, measure_floor, measure_network
 from lipsync_bench.measures.quality import measure_quality
 from lipsync_bench.measures.single import measure_single
@@ -84,6 +85,7 @@ async def _measure_servers(bench: Bench) -> None:
     async with loaded_servers(bench) as servers:
         await measure_single(bench, servers)
         await measure_throughput(bench, servers)
+        await measure_live(bench, servers)
         if bench.plan.strict_s:
             await measure_strict(bench, servers)
     await measure_starts(bench)

@@ -188,6 +188,18 @@ class MelStream:
         """The rows that reach beyond the recording's end, where it counts as zero."""
         return self._rows_to(1 + self._n_samples // HOP_LENGTH)
 
+    def rows_if_silent(self, n_rows: int) -> Float32:
+        """The next rows if nothing but silence followed: (n_rows, 80) float32. What is pushed later is unaffected."""
+        within = self._n_rows % MEL_ROWS_AT_A_TIME
+        signal, parts = self._signal, [np.empty((0, N_MELS), np.float32)]
+        if self._n_samples:
+            signal = np.append(signal, np.float32(-PRE_EMPHASIS) * self._last)
+        n_heard = -(-len(signal) // HOP_LENGTH) - within  # rows that hear anything
+        for first in range(0, within + min(n_rows, max(0, n_heard)), MEL_ROWS_AT_A_TIME):
+            parts.append(_mel_block(signal[first * HOP_LENGTH :]))
+        rows = np.concatenate(parts)[within:][:n_rows]
+        return np.concatenate((rows, np.full((n_rows - len(rows), N_MELS), -MAX_ABS_VALUE, np.float32)))
+
     def _rows_to(self, end: int) -> Float32:
         parts = [np.empty((0, N_MELS), np.float32)]
         while self._n_rows < end:
@@ -260,6 +272,11 @@ class AudioEncoder(nn.Module):
             ConvBlock(e, e, 1, 1, 0),
         )
 
+    @property
+    def blocks(self) -> list[ConvBlock]:
+        """Its convolutions, in the order in which the sound goes through them."""
+        return [block for block in self.audio_encoder if isinstance(block, ConvBlock)]
+
     def forward(self, mel: Tensor) -> Tensor:
         return cast(Tensor, self.audio_encoder(mel)).flatten(1)
 
@@ -305,6 +322,7 @@ class FeatureStream:
         self._n_samples = 0
         self._n_inner = 0  # features, not counting the first and the last, which are repeated
         self._last: Float32 | None = None
+        self._of_silence: Float32 | None = None
 
     def push(self, samples: Float32) -> Float32:
         """More samples: (n,) float32 in -1..1, 16 kHz. Returns the rows that are complete now: (k, 512) float32."""
@@ -328,15 +346,38 @@ class FeatureStream:
         assert self._last is not None
         return np.concatenate((rows, self._last))
 
+    def rows_if_silent(self, n_rows: int) -> Float32:
+        """The next rows if nothing but silence followed: (n_rows, 512) float32. What is pushed later is unaffected."""
+        n_known = self._n_inner + (self._n_inner > 0)
+        inner = [max(0, row - 1) for row in range(n_known, n_known + n_rows)]  # the first is repeated
+        n_mel = first_mel_row(inner[-1]) + MEL_ROWS_PER_FEATURE - self._n_dropped - len(self._mel)
+        mel = np.concatenate((self._mel, self._mel_stream.rows_if_silent(max(0, n_mel))))
+        made: dict[int, Float32] = {}
+        with torch.inference_mode():
+            for feature in inner:
+                start = first_mel_row(feature) - self._n_dropped
+                heard = mel[start : start + MEL_ROWS_PER_FEATURE]
+                if feature not in made:
+                    made[feature] = self._encoded(heard) if (heard > -MAX_ABS_VALUE).any() else self._silent()
+        return np.concatenate([made[feature] for feature in inner])
+
+    def _silent(self) -> Float32:
+        """The feature of silence."""
+        if self._of_silence is None:
+            self._of_silence = self._encoded(np.full((MEL_ROWS_PER_FEATURE, N_MELS), -MAX_ABS_VALUE, np.float32))
+        return self._of_silence
+
+    def _encoded(self, mel: Float32) -> Float32:
+        # One at a time: batches round differently.
+        return self._encoder(torch.from_numpy(np.ascontiguousarray(mel.T))[None, None]).numpy()
+
     def _rows_to(self, end: int, n_mel: int) -> Float32:
         """Features up to `end`, of a recording that has `n_mel` mel rows so far."""
         parts = [np.empty((0, FEATURE_WIDTH), np.float32)]
         with torch.inference_mode():
             for feature in range(self._n_inner, end):
                 start = min(first_mel_row(feature), n_mel - MEL_ROWS_PER_FEATURE) - self._n_dropped
-                # One at a time: batches round differently.
-                mel = np.ascontiguousarray(self._mel[start : start + MEL_ROWS_PER_FEATURE].T)
-                self._last = self._encoder(torch.from_numpy(mel)[None, None]).numpy()
+                self._last = self._encoded(self._mel[start : start + MEL_ROWS_PER_FEATURE])
                 parts += [self._last] if feature else [self._last, self._last]
         if end > self._n_inner:
             self._n_inner = end

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
+import logging
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,9 +16,23 @@ from lipsync.engine.cores import n_cores
 from lipsync.engine.faults import Fault
 from lipsync.engine.model import Model
 from lipsync.engine.session import MakeFrame, SpeechSession
-from lipsync.engine.speech import SpeechState
+from lipsync.engine.speech import Encoder, SpeechState
 from lipsync.errors import CheckpointError, LipsyncError, OverloadedError
 from lipsync.types import SpeechOptions
+
+logger = logging.getLogger(__name__)
+
+
+def fast_encoder(encoder: AudioEncoder) -> Encoder:
+    """The fastest way of running an encoder that is present."""
+    if importlib.util.find_spec("openvino") is not None:
+        try:
+            from lipsync.engine.openvino_encoder import OpenVinoEncoder
+
+            return OpenVinoEncoder(encoder)
+        except Exception as error:  # an installation that is broken raises anything
+            logger.warning("OpenVINO is installed but cannot be used for audio: %s", error)
+    return encoder
 
 
 class LiveAudio:
@@ -24,16 +40,16 @@ class LiveAudio:
 
     def __init__(self, config: EngineConfig) -> None:
         self._config = config
-        self._encoders: dict[Path, AudioEncoder] = {}
+        self._encoders: dict[Path, Encoder] = {}
         self._lock = threading.Lock()
         self._sessions: dict[SpeechSession, Model] = {}
         self.threads = ThreadPoolExecutor(max(1, n_cores() // 2), "lipsync-hear")
 
-    async def encoder(self, model: Model) -> AudioEncoder:
+    async def encoder(self, model: Model) -> Encoder:
         """What hears for a model. Raises CheckpointError if there is none for it."""
         return await asyncio.get_running_loop().run_in_executor(self.threads, self._read_encoder, model)
 
-    def _read_encoder(self, model: Model) -> AudioEncoder:
+    def _read_encoder(self, model: Model) -> Encoder:
         package = model.package
         if package.front_end.name != "ave":
             raise CheckpointError(
@@ -43,13 +59,13 @@ class LiveAudio:
         path = package.audio_encoder or (Path(self._config.audio_encoder) if self._config.audio_encoder else None)
         if path is None:
             raise CheckpointError(
-                f"model {model.name!r} has no audio encoder; put audio_encoder.safetensors into its package, or set "
-                "audio_encoder for the whole server"
+                f"model {model.name!r} has no audio encoder; put audio_encoder.safetensors into its package, or name "
+                "one for all packages: --audio-encoder (the setting audio_encoder)"
             )
         with self._lock:
             if path not in self._encoders:
                 try:
-                    self._encoders[path] = encoder_from_state_dict(read_checkpoint(path))
+                    self._encoders[path] = fast_encoder(encoder_from_state_dict(read_checkpoint(path)))
                 except (Fault, OSError) as error:
                     found = f"{error.found}; expected {error.expected}" if isinstance(error, Fault) else error.strerror
                     raise CheckpointError(f"audio encoder {path.name} cannot be used: {found}") from error

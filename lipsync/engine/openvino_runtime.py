@@ -37,13 +37,14 @@ BF16_BYTES = 2
 
 
 @functools.cache
-def _core() -> Any:
+def core() -> Any:
+    """OpenVINO's entry, one a process."""
     return ov.Core()
 
 
 def openvino_names() -> tuple[str, ...]:
     """What OpenVINO offers on this CPU, best first."""
-    if "BF16" in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    if "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         return "openvino-int8", "openvino-bf16", "openvino-float32"
     return ("openvino-float32",)
 
@@ -194,7 +195,7 @@ class OpenVinoRuntime:
             "INFERENCE_NUM_THREADS": n_cores(),
             "NUM_STREAMS": n_streams,
         }
-        whole, *rest = [_core().compile_model(graph, "CPU", hints) for graph in graphs]
+        whole, *rest = [core().compile_model(graph, "CPU", hints) for graph in graphs]
         return [_Requests(whole, rest[0] if rest else None) for _ in range(n_streams)]
 
     @property

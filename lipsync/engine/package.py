@@ -24,6 +24,7 @@ from lipsync.engine.audio import VIDEO_FPS, AudioFrontEnd
 from lipsync.engine.checkpoint import check_network_size, read_checkpoint
 from lipsync.engine.faults import Fault, brief, json_type, listing, printable, read_json
 from lipsync.engine.geometry import BORDER, GEOMETRIES, FaceGeometry
+from lipsync.engine.manifest import FPS_TOLERANCE, Ranges, check_claims, parse_idle
 from lipsync.engine.rectangles import check_rectangles, parse_rectangles
 from lipsync.engine.unet import UNet, UNetConfig, from_state_dict
 from lipsync.engine.video import StopSignal, VideoInfo, probe_video
@@ -43,7 +44,6 @@ MAX_RECTANGLES_BYTES = 64 * MIB
 MAX_DECODED_BYTES = 64 * 1024 * MIB
 """All videos together as uint8 RGB."""
 
-FPS_TOLERANCE = 0.01
 MAX_FEATURE_ROWS_OFF = 2
 """Feature rows may be this many fewer or more than the video's frames."""
 MAX_NAME_SHOWN = 200
@@ -104,6 +104,8 @@ class ModelPackage:
         geometry: of the face.
         audio_encoder: its file, if there. Not read yet.
         speech: a recording that goes with the person, if there. Not read yet.
+        idle: stretches of the video in which the person is silent with a closed mouth: [first, end) frames each, in
+            order, without overlap. Empty if the manifest names none.
         sizes: bytes of each role's file.
         open_ms: how long checking and opening each role took, in milliseconds; videos are probed, not decoded.
         manifest: package.json or package_info.json as it is; empty if there is neither.
@@ -127,6 +129,7 @@ class ModelPackage:
     geometry: FaceGeometry
     audio_encoder: Path | None
     speech: Path | None
+    idle: Ranges
     sizes: Mapping[str, int]
     open_ms: Mapping[str, float] = field(repr=False)
     manifest: Mapping[str, Any] = field(repr=False)
@@ -150,6 +153,17 @@ class ModelPackage:
             opening.forget()
 
 
+def find_parts(path: str | os.PathLike[str]) -> tuple[str, dict[str, Path]]:
+    """A package's name, and its files by role, as far as they are found; a role that several fit, or none, is left out.
+
+    Raises PackageError if there is no such folder, or nothing in it.
+    """
+    opening = _Opening(Path(path), None)
+    opening.check_folder()
+    opening.find_files()
+    return opening.name, opening.files
+
+
 class _Opening:
     """One package being opened: what was found of it so far, and what is wrong with it."""
 
@@ -160,6 +174,8 @@ class _Opening:
         self.problems: list[PackageProblem] = []
         self.open_ms: dict[str, float] = {}
         self.manifest: Mapping[str, Any] = {}
+        self.claims: Mapping[str, Any] = {}  # package.json's alone
+        self.idle: Ranges = ()
         self.name = self.label
         self.files: dict[str, Path] = {}
         self.videos: dict[str, VideoInfo] = {}
@@ -179,6 +195,7 @@ class _Opening:
         self.attempt("landmarks", self.open_landmarks)
         self.attempt("network", self.open_network)
         self.check_agreement()
+        self.check_claims()
         self.raise_problems()
         return self.result()
 
@@ -265,6 +282,7 @@ class _Opening:
         version = manifest.get("version")
         if version != MANIFEST_VERSION or isinstance(version, bool):
             raise Fault(f'"version" is {brief(version)}', f"{MANIFEST_VERSION}, the only one known")
+        self.claims = manifest
         self.take_name(manifest, MANIFEST, "name")
         files = manifest.get("files", {})
         if not isinstance(files, dict):
@@ -488,6 +506,36 @@ class _Opening:
                 " or ".join(config.audio_shapes) + f", for the network's {config.audio_channels} audio channels",
             )
 
+    def check_claims(self) -> None:
+        """What the manifest says beside its files. Hashes are left to `lipsync package validate`: they take long."""
+        try:
+            self.idle = parse_idle(self.claims.get("idle"), self.frame_count)
+        except Fault as fault:
+            self.report(MANIFEST, fault.found, fault.expected)
+        for claim in check_claims(self.claims, self.facts()):
+            self.report(MANIFEST, claim.found, claim.expected)
+
+    def facts(self) -> dict[str, object]:
+        """What the files say, by the manifest's keys: as much as could be read of them."""
+        facts: dict[str, object] = {}
+        body = self.videos.get("full_body")
+        if body is not None:
+            facts |= {"fps": float(body.fps), "size": {"width": body.width, "height": body.height}}
+        if self.frame_count is not None:
+            facts["frame_count"] = self.frame_count
+        if self.network is not None:
+            config = self.network.config
+            geometry = GEOMETRIES[config.face_size]
+            facts["geometry"] = {"face_size": geometry.face_size, "crop_size": geometry.crop_size, "border": BORDER}
+            facts["mask"] = {"x": list(geometry.mask_x), "y": list(geometry.mask_y)}
+            if self.front_end is not None and self.front_end.name in config.audio_shapes:
+                facts["audio"] = {
+                    "front_end": self.front_end.name,
+                    "window_rows": window_rows(config),
+                    "window_shape": list(config.audio_shapes[self.front_end.name]),
+                }
+        return facts
+
     def result(self) -> ModelPackage:
         assert self.network is not None and self.front_end is not None
         assert self.rectangles is not None and self.features is not None and self.frame_count is not None
@@ -512,6 +560,7 @@ class _Opening:
             geometry=GEOMETRIES[config.face_size],
             audio_encoder=self.files.get("audio_encoder"),
             speech=self.files.get("speech"),
+            idle=self.idle,
             sizes=MappingProxyType({role: path.stat().st_size for role, path in self.files.items()}),
             open_ms=MappingProxyType(self.open_ms),
             manifest=MappingProxyType(dict(self.manifest)),

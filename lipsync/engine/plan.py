@@ -84,7 +84,9 @@ class Ops(Protocol[Value]):
         """`255 * sigmoid(x)`."""
 
 
-def _folded(name: str, conv: nn.Conv2d, norm: nn.Module | None = None) -> Conv:
+def folded(name: str, conv: nn.Module, norm: nn.Module | None = None) -> Conv:
+    """A convolution with the batch norm that follows it, as one."""
+    assert isinstance(conv, nn.Conv2d)
     weight, bias = conv.weight, conv.bias
     if norm is not None:
         assert isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None and norm.running_var is not None
@@ -101,7 +103,7 @@ def _block(name: str, module: nn.Module) -> Block:
     assert isinstance(module, InvertedResidual)
     layers = list(module.conv)
     expand, depthwise, project = (
-        _folded(f"{name}.{part}", conv, norm)
+        folded(f"{name}.{part}", conv, norm)
         for part, conv, norm in zip(("expand", "depthwise", "project"), layers[::3], layers[1::3], strict=True)
         if isinstance(conv, nn.Conv2d)
     )
@@ -145,9 +147,9 @@ class InferencePlan(Generic[Value]):
         self._audio: list[Block | Conv] = [
             _block("audio.0", hear.conv1),
             _block("audio.1", hear.conv2),
-            _folded("audio.2", hear.conv3, hear.bn3),
+            folded("audio.2", hear.conv3, hear.bn3),
             _block("audio.3", hear.conv4),
-            _folded("audio.4", hear.conv5, hear.bn5),
+            folded("audio.4", hear.conv5, hear.bn5),
             _block("audio.5", hear.conv6),
             _block("audio.6", hear.conv7),
         ]
@@ -158,7 +160,7 @@ class InferencePlan(Generic[Value]):
         from_skip = _composed(replace(last.expand, weight=last.expand.weight[:, n_below:]), inc.project)
         weight = torch.cat((last.expand.weight[:, :n_below], from_skip.weight), dim=1)
         self._ups[-1][0] = replace(last, expand=replace(from_skip, weight=weight))
-        out = _folded("outc", network.outc.conv)
+        out = folded("outc", network.outc.conv)
         self._out = replace(out, weight=out.weight.flip(0), bias=out.bias.flip(0))
 
     @property

@@ -5,6 +5,7 @@ No I/O and no threads: samples in, plans of frames out, the same ones whatever p
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -154,21 +155,14 @@ class VideoRun:
         return stretch, stretch.place_of(frame, forth=self._run.is_forth(place))
 
 
-def rows_ahead(look_ahead_ms: float | None, window_rows: int) -> int:
-    """How many feature rows after its own a frame waits for; None waits for all that its window reaches.
-
-    Negative numbers do not wait for all rows up to its own.
-    """
-    exact = window_rows - WINDOW_ROWS_BEFORE[window_rows] - 1
+def look_ahead_samples(look_ahead_ms: float | None, window_rows: int = 16) -> int:
+    """How much audio beyond its start a frame waits for, in samples at 16 kHz: at least its own 40 ms, at most all that
+    it depends on, which None means."""
+    rows_after = window_rows - WINDOW_ROWS_BEFORE[window_rows] - 1
+    exact = FIRST_ROW_SAMPLES + rows_after * SAMPLES_PER_FRAME
     if look_ahead_ms is None:
         return exact
-    samples = look_ahead_ms * SAMPLE_RATE_HZ / 1000
-    return max(-WINDOW_ROWS_BEFORE[window_rows], min(exact, int((samples - FIRST_ROW_SAMPLES) // SAMPLES_PER_FRAME)))
-
-
-def look_ahead_samples(ahead: int) -> int:
-    """How much audio beyond its start a frame waits for, in samples at 16 kHz; at least its own 40 ms."""
-    return max(SAMPLES_PER_FRAME, FIRST_ROW_SAMPLES + ahead * SAMPLES_PER_FRAME)
+    return max(SAMPLES_PER_FRAME, min(exact, int(look_ahead_ms * SAMPLE_RATE_HZ / 1000)))
 
 
 def windows_of_recording(
@@ -305,20 +299,22 @@ class Utterance:
     def __init__(self, encoder: Encoder, options: SpeechOptions, first_sample: int, window_rows: int) -> None:
         self.first_sample = first_sample
         self.n_samples = 0
-        self._samples_per_frame = options.sample_rate_hz // VIDEO_FPS
+        self._samples_per_frame = options.samples_per_frame
         self._pcm = PcmReader(options.encoding)
         self._resampler = Resampler(options.sample_rate_hz, options.encoding)
         self._features = FeatureStream(encoder)
         self._window_rows = window_rows
-        self._ahead = rows_ahead(options.look_ahead_ms, window_rows)
-        # The frames after one that are complete whenever it can be made.
-        self.frames_known_ahead = (look_ahead_samples(self._ahead) - SAMPLES_PER_FRAME) // SAMPLES_PER_FRAME
+        self._rows_before = WINDOW_ROWS_BEFORE[window_rows]
+        self._look_ahead = look_ahead_samples(options.look_ahead_ms, window_rows)
+        self._n_quiet_known = min(1 + FADE_FRAMES, self._look_ahead // SAMPLES_PER_FRAME)
         self._rows = np.empty((0, FEATURE_WIDTH), np.float32)
         self._first_row = 0  # the frame that _rows begin with
+        self._windows: deque[Float32] = deque()  # of frames that can be made
+        self._n_windows = 0
+        self._n_taken = 0
         self._n_heard = 0  # samples at 16 kHz
         self._quiet = _QuietFrames(options.quiet_dbfs)
         self._finished = False
-        self.n_taken = 0
 
     def push(self, data: bytes) -> None:
         """More PCM, of any length. Raises InvalidRequestError."""
@@ -327,9 +323,36 @@ class Utterance:
         self._hear(self._resampler.push(samples))
 
     def _hear(self, samples: Float32) -> None:
-        self._n_heard += len(samples)
-        self._quiet.push(samples)
-        self._rows = np.concatenate((self._rows, self._features.push(samples)))
+        """A frame's window is made at the very sample that it waits for, so that pieces make no difference."""
+        while len(samples):
+            enough = self._look_ahead + self._n_windows * SAMPLES_PER_FRAME
+            part, samples = samples[: enough - self._n_heard], samples[enough - self._n_heard :]
+            self._n_heard += len(part)
+            self._quiet.push(part)
+            self._rows = np.concatenate((self._rows, self._features.push(part)))
+            if self._n_heard == enough:
+                self._windows.append(self._window_now())
+                self._n_windows += 1
+
+    def _window_now(self) -> Float32:
+        """The next frame's window. What it depends on and was not heard yet is guessed: silence.
+
+        docs/speech.md says what that costs.
+        """
+        end = self._n_windows + self._window_rows - self._rows_before
+        n_unknown = end - self._first_row - len(self._rows)
+        rows = self._rows
+        if n_unknown > 0:
+            rows = np.concatenate((rows, self._features.rows_if_silent(n_unknown)))
+        return self._window_of(rows, self._n_windows)
+
+    def _window_of(self, rows: Float32, frame: int) -> Float32:
+        window = feature_window(rows, frame - self._first_row, self._window_rows)
+        n_old = frame + 1 - self._rows_before - self._first_row  # that no later frame hears
+        if n_old > 0:
+            self._rows = self._rows[n_old:]
+            self._first_row += n_old
+        return window
 
     def finish(self) -> None:
         """No more is to come: all frames can be taken now."""
@@ -339,40 +362,26 @@ class Utterance:
         self._hear(self._resampler.finish())
         if self._n_heard < SAMPLES_PER_FEATURE:  # of a click a recording would have no features
             self._features.push(np.zeros(SAMPLES_PER_FEATURE - self._n_heard, np.float32))
+            self._rows = np.empty((0, FEATURE_WIDTH), np.float32)
         self._rows = np.concatenate((self._rows, self._features.finish()))
 
     @property
     def ready(self) -> bool:
         """True if the next frame can be taken."""
         if self._finished:
-            return self.n_taken * self._samples_per_frame < self.n_samples
-        return (
-            (self.n_taken + 1) * self._samples_per_frame <= self.n_samples
-            and self._first_row + len(self._rows) > self.n_taken + self._ahead
-            and self._quiet.n_frames > self.n_taken + self.frames_known_ahead
-        )
+            return self._n_taken * self._samples_per_frame < self.n_samples
+        return bool(self._windows)
 
     def take(self) -> tuple[int, int, Float32, list[bool]]:
         """The next frame: its first and end sample in the session's input, its window, and for it and the frames known
         after it whether they are quiet."""
-        frame = self.n_taken
-        self.n_taken += 1
+        frame = self._n_taken
+        self._n_taken += 1
         first = frame * self._samples_per_frame
         end = min(first + self._samples_per_frame, self.n_samples)
-        window = self._window(frame)
-        oldest = self.n_taken - WINDOW_ROWS_BEFORE[self._window_rows]
-        if oldest > self._first_row:
-            self._rows = self._rows[oldest - self._first_row :]
-            self._first_row = oldest
-        quiet = self._quiet.of(frame, 1 + min(FADE_FRAMES, self.frames_known_ahead))
+        window = self._windows.popleft() if self._windows else self._window_of(self._rows, frame)
+        quiet = self._quiet.of(frame, self._n_quiet_known)
         return self.first_sample + first, self.first_sample + end, window, quiet
-
-    def _window(self, frame: int) -> Float32:
-        """What is not known yet is as the last row that is: the table in docs/speech.md says what that costs."""
-        # However much has come in by now, a frame hears no more than it waits for.
-        n_known = len(self._rows) if self._finished else frame + self._ahead + 1 - self._first_row
-        window = feature_window(self._rows[: max(0, n_known)], frame - self._first_row, self._window_rows)
-        return window
 
 
 class _QuietFrames:
@@ -442,7 +451,7 @@ class SpeechState:
     @property
     def look_ahead_samples(self) -> int:
         """How much audio a frame waits for beyond its start, at the input's rate."""
-        at_16_khz = look_ahead_samples(rows_ahead(self._options.look_ahead_ms, self._window_rows))
+        at_16_khz = look_ahead_samples(self._options.look_ahead_ms, self._window_rows)
         return -(-at_16_khz * self._options.sample_rate_hz // SAMPLE_RATE_HZ)
 
     def push(self, data: bytes) -> list[FramePlan]:

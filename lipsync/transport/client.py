@@ -38,13 +38,13 @@ from optimized_lipsyncsrv import (
 
 from lipsync.config import MIB
 from lipsync.errors import ConnectionLostError, DeadlineError, InvalidRequestError, LipsyncError, ProtocolError
+from lipsync.recordings import open_recording
 from lipsync.transport import audio_messages, messages
 from lipsync.transport.address import format_address, parse_address
 from lipsync.transport.details import DetailsCodec
 from lipsync.transport.exchange import RequestsError, exchange
 from lipsync.transport.limits import Codec
 from lipsync.transport.protocol import GrpcChannel, StreamResetError
-from lipsync.transport.recordings import open_recording
 from lipsync.transport.speech_call import Call, SpeechCall
 from lipsync.transport.status import from_grpc_error
 from lipsync.types import (

@@ -14,7 +14,7 @@ from lipsync_bench.packages import BenchPackages
 from lipsync_bench.run import run
 from lipsync_bench.tables import measure_tables
 
-TINY_PLAN = replace(QUICK_PLAN, calls=1, window_s=0.3, pictures=2, network_turns=1, quality_frames=1)
+TINY_PLAN = replace(QUICK_PLAN, live_sessions=1, calls=1, window_s=0.3, pictures=2, network_turns=1, quality_frames=1)
 
 
 def test_a_quick_run_has_every_ratio(bench_packages: BenchPackages) -> None:
@@ -36,6 +36,6 @@ def test_what_cannot_be_imported_is_left_out(bench_packages: BenchPackages, monk
     for module in (harness, encoder, network):
         monkeypatch.setattr(module, "importable", lambda *names: not absent & set(names))
     results = run(bench_packages, plan=TINY_PLAN, device=torch.device("cpu"), on_progress=lambda *report: None)
-    assert set(results.ratios) == {"stream_fps"}
+    assert set(results.ratios) == {"stream_fps", "live_first_frame", "live_interrupt", "live_fps"}
     assert any("grpc, cv2 cannot be imported" in note for note in results.notes)
     assert any("ONNX Runtime was left out" in note for note in results.notes)

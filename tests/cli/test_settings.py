@@ -36,7 +36,8 @@ def test_options_win_over_variables_and_variables_over_the_file(
 def test_every_setting_can_be_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     given = {
         **{"device": "cpu", "runtime": "torch", "host": "127.0.0.9", "models": "/packages", "load": "anna, ben"},
-        **{"grace_s": "2.5", "max_batch_delay_ms": "1.5"},
+        **{"grace_s": "2.5", "max_batch_delay_ms": "1.5", "blend": "hard"},
+        **{"send_timeout_s": "7.5", "session_audio_s": "8.5", "session_idle_s": "9.5", "audio_encoder": "/ears.pth"},
     }
     for name, setting in SETTINGS.items():
         value = given.get(name, str(setting.default + 1) if setting.type is int else None)
@@ -46,6 +47,7 @@ def test_every_setting_can_be_a_variable(monkeypatch: pytest.MonkeyPatch) -> Non
     assert (engine.device, engine.max_batch_size) == ("cpu", EngineConfig().max_batch_size + 1)
     assert (server.grace_s, server.models, server.port) == (2.5, "/packages", ServerConfig().port + 1)
     assert server.load == ("anna", "ben")
+    assert (server.send_timeout_s, engine.session_audio_s, engine.session_idle_s) == (7.5, 8.5, 9.5)
 
 
 def test_a_list_comes_from_wherever_the_rest_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,6 +72,7 @@ def test_names_are_one_namespace() -> None:
         ("port = 'many'\n", "setting port is 'many'"),
         ("port = 70000\n", "port is 70000; expected 0 to 65535"),
         ("jpeg_quality = 100\n", "jpeg_quality is 100; expected 1 to 95"),
+        ("blend = 'soft'\n", "blend is 'soft'; expected hard, feather or matched"),
         ("load = [1]\n", "setting load is 1"),
         ("port = \n", "is no TOML"),
     ],

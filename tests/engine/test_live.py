@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import pytest_asyncio
+import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -19,6 +20,7 @@ from lipsync.config import EngineConfig
 from lipsync.engine.audio import audio_features, encoder_from_state_dict, feature_window
 from lipsync.engine.compositor import mix
 from lipsync.engine.engine import Engine
+from lipsync.engine.live import fast_encoder
 from lipsync.engine.model import FrameRequest
 from lipsync.engine.session import SpeechSession
 from lipsync.errors import (
@@ -30,6 +32,8 @@ from lipsync.errors import (
     OverloadedError,
 )
 from lipsync.types import Frame, Output, SampleEncoding, SpeechEvent, SpeechEventKind, SpeechOptions
+from tests.golden import GOLDEN
+from tests.golden.fill import fill
 from tests.packages import make_package
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -106,7 +110,7 @@ async def test_a_session_s_frames_are_those_of_the_whole_recording(engine: Engin
     assert [frame.frame_id for frame in spoken] == [*range(12), *range(10, 0, -1), *range(12), 10, 9, 8, 7]
 
     # And as the network paints what it hears in the whole recording.
-    encoder = encoder_from_state_dict(load_file(packages["anna"] / "audio_encoder.safetensors"))
+    encoder = fast_encoder(encoder_from_state_dict(load_file(packages["anna"] / "audio_encoder.safetensors")))
     features = audio_features(encoder, samples)
     model = engine._models["anna"]
     for number in (0, 5, 30):
@@ -186,6 +190,16 @@ async def test_face_crops_are_of_one_frame_even_while_fading(engine: Engine) -> 
             frame = event.frame.raise_for_error()
             assert frame.shape[:2] == (frame.bounds.height, frame.bounds.width)
             assert pixels(frame.jpeg).shape == frame.shape
+
+
+async def test_the_fast_encoder_gives_the_golden_features() -> None:
+    with np.load(GOLDEN / "audio_speech_a.npz") as arrays:
+        samples, features = arrays["samples"], arrays["features"]
+    listed = json.loads((GOLDEN / "audio_speech_a.json").read_text())
+    state = fill({key: torch.zeros(shape) for key, shape in listed["state_dict"]}, listed["seed"])
+    encoder = fast_encoder(encoder_from_state_dict(state))
+    assert type(encoder).__name__ == "OpenVinoEncoder"  # of the extra `all`, which tests have
+    assert np.abs(audio_features(encoder, samples) - features).max() < 1e-3
 
 
 async def test_pictures_are_mixed_by_weight() -> None:

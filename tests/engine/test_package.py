@@ -126,6 +126,30 @@ def test_every_layout_and_network_opens(
     assert face.shape == (1, 3, crop - 8, crop - 8)
 
 
+def test_idle_ranges_and_what_the_manifest_says(folder: Path) -> None:
+    assert ModelPackage.open(folder).idle == ()
+    write_manifest(
+        folder,
+        {},
+        idle=[[0, 1], [1, 2]],
+        fps=25,
+        geometry={"face_size": 320, "crop_size": 328, "border": 4},
+        mask={"x": [5, 315], "y": [5, 310]},
+        audio={"front_end": "ave", "window_rows": 16, "window_shape": [32, 16, 16]},
+        something_new={"a": 1},
+    )
+    opened = ModelPackage.open(folder)
+    assert opened.idle == ((0, 1), (1, 2))
+    assert opened.manifest["something_new"] == {"a": 1}
+
+
+def test_package_info_says_nothing_of_idle_frames(tmp_path: Path) -> None:
+    made = make_package(tmp_path / "eve", frames=4, width=WIDTH, height=HEIGHT, layout="package_info", channels=0.05)
+    info = json.loads((made / "package_info.json").read_text())
+    (made / "package_info.json").write_text(json.dumps({**info, "idle": "yes", "fps": 30}))
+    assert ModelPackage.open(made).idle == ()
+
+
 def test_the_crops_are_what_the_rectangles_say(whole: Path) -> None:
     """Guards the other tests: a package whose videos and rectangles disagree would prove nothing."""
     opened = ModelPackage.open(whole)
@@ -571,6 +595,32 @@ BROKEN: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
     "manifest with numbers": (manifest({"audio": 3}), ("package.json: the path of audio is a number",)),
     "manifest with a list": (manifest(["a"]), ('package.json: "files" is a list',)),
     "manifest with a bad name": (manifest({}, name=7), ('package.json: "name" is 7',)),
+    "idle is a number": (manifest({}, idle=3), ('package.json: "idle" is 3', "expected [[first, end], ...]")),
+    "idle range of three": (manifest({}, idle=[[0, 1, 2]]), ('"idle" has [0, 1, 2]', "ends exclusive")),
+    "idle range of nothing": (manifest({}, idle=[[1, 1]]), ('"idle" has [1, 1]', "at least 1 long")),
+    "idle range of fractions": (manifest({}, idle=[[0, 1.5]]), ('"idle" has [0, 1.5]',)),
+    "idle range of booleans": (manifest({}, idle=[[False, True]]), ('"idle" has [false, true]',)),
+    "idle range before the video": (manifest({}, idle=[[-1, 1]]), ('"idle" has [-1, 1]',)),
+    "idle range after the video": (manifest({}, idle=[[1, 1000]]), ('"idle" has [1, 1000]', "ranges inside of the")),
+    "idle ranges overlap": (manifest({}, idle=[[0, 2], [1, 3]]), ("has [1, 3] after [0, 2]", "do not overlap")),
+    "idle ranges in disorder": (manifest({}, idle=[[2, 3], [0, 1]]), ("has [0, 1] after [2, 3]", "ranges in order")),
+    "manifest of another frame count": (manifest({}, frame_count=99), ('"frame_count" is 99', "as its files have it")),
+    "manifest of another rate": (manifest({}, fps=30), ('package.json: "fps" is 30', "expected 25.0")),
+    "manifest of another size": (manifest({}, size={"width": 4}), ('"size.width" is 4', "as its files have it")),
+    "manifest of another geometry": (
+        manifest({}, geometry={"face_size": 160}),
+        ('"geometry.face_size" is 160; expected 320',),
+    ),
+    "manifest of a geometry in words": (
+        manifest({}, geometry="large"),
+        ('"geometry" is "large"', "expected an object"),
+    ),
+    "manifest of another mask": (manifest({}, mask={"x": [5, 155]}), ('"mask.x" is [5, 155]; expected [5, 315]',)),
+    "manifest of another window": (manifest({}, audio={"window_rows": 8}), ('"audio.window_rows" is 8; expected 16',)),
+    "manifest of another front end": (
+        manifest({}, audio={"front_end": "wenet"}),
+        ('"audio.front_end" is "wenet"; expected "ave"',),
+    ),
     "manifest is no JSON": (written("package.json", b"{"), ("package.json: not JSON (line 1",)),
     "manifest is a list": (written("package.json", b"[]"), ("package.json: a JSON list", "a JSON object")),
     "manifest is large": (written("package.json", b" " * (2**20 + 1)), ("package.json: 1048577 bytes", "at most")),
