@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import io
+import math
+import struct
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -14,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lipsync.cli.terminal import add_row, console, count, duration, make_table, size
-from lipsync.errors import LipsyncError
+from lipsync.errors import CheckpointError, LipsyncError
 from lipsync.transport.client import Client
 from lipsync.types import Frame
 
@@ -22,6 +24,9 @@ SINGLE_FRAMES = (0, 10, 50, 100)
 BATCH_SIZE = 6
 STREAM_FRAMES = 20
 STREAM_FPS = 50
+LIVE_S = 1.0
+CHUNK_BYTES = 1280
+"""40 ms of audio."""
 
 
 @dataclass
@@ -116,6 +121,7 @@ async def _check_model(client: Client, report: Report, model: str, save: Path | 
                 report.failed(f"save to {save}", error.strerror or str(error))
     await _check_batch(client, report, model, n_frames)
     await _check_stream(client, report, model, n_frames)
+    await _check_live_audio(client, report, model)
     timer = Timer()
     try:
         stats = await client.stats(model)
@@ -171,6 +177,42 @@ async def _check_stream(client: Client, report: Report, model: str, n_frames: in
     gaps_ms = [(b - a) * 1000 for a, b in zip(arrivals_s, arrivals_s[1:], strict=False)]
     fps = (len(arrivals_s) - 1) / (arrivals_s[-1] - arrivals_s[0])
     report.passed(what, timer.ms, f"{fps:.1f} frames/s came back in order; longest gap {max(gaps_ms):.0f} ms")
+
+
+async def _check_live_audio(client: Client, report: Report, model: str) -> None:
+    """The two calls that take audio; a model that cannot hear is no fault."""
+    pcm = _hum(LIVE_S)
+    chunks = [pcm[at : at + CHUNK_BYTES] for at in range(0, len(pcm), CHUNK_BYTES)]
+    what = f"batch of {BATCH_SIZE} with audio"
+    timer = Timer()
+    try:
+        frames = await client.frames_with_audio(model, 0, BATCH_SIZE, chunks)
+        found = describe([frame.raise_for_error() for frame in frames][-1])
+        report.passed(what, timer.ms, found)
+    except CheckpointError as error:
+        report.skipped("live audio", str(error))
+        return
+    except LipsyncError as error:
+        report.failed(what, str(error))
+    what = f"live audio, {LIVE_S:g} s"
+    timer = Timer()
+    try:
+        async with client.speech(model) as speech:
+            await speech.send(pcm)
+            await speech.end()
+            events = [event async for event in speech]
+        frames = [event.frame.raise_for_error() for event in events if event.frame is not None]
+        if len(frames) != round(LIVE_S * 25):
+            raise LipsyncError(f"{LIVE_S:g} s of audio came back as {len(frames)} frames; expected {LIVE_S * 25:.0f}")
+        report.passed(what, timer.ms, f"{len(frames) / timer.ms * 1000:.1f} frames/s; {describe(frames[-1])}")
+    except LipsyncError as error:
+        report.failed(what, str(error))
+
+
+def _hum(seconds: float) -> bytes:
+    """A voice's pitch that comes and goes: 16 kHz s16le."""
+    wave = (0.4 * math.sin(0.06 * i) * math.sin(0.0012 * i) for i in range(round(seconds * 16_000)))
+    return struct.pack(f"<{round(seconds * 16_000)}h", *(round(32767 * sample) for sample in wave))
 
 
 def describe(frame: Frame) -> str:

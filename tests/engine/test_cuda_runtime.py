@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from lipsync.config import BLENDS
@@ -111,6 +112,16 @@ def test_the_steps_on_a_cpu_give_what_the_plain_path_gives(
     assert len(made) == len(frame_ids)
     if made:
         assert_same_up_to_rounding(made, [plain[i] for i in frame_ids])
+
+
+@pytest.mark.parametrize("blend", BLENDS)
+def test_the_own_face_is_the_crop_resized(network: UNet, faces: FaceSet, blend: str) -> None:
+    runtime = cuda_runtime_of(network, replace(faces, blend=blend), "cpu", "float32")
+    for frame_id in (0, 3, 8):
+        x1, y1, x2, y2 = faces.rectangles[frame_id].tolist()
+        crop = Image.fromarray(faces.crops[frame_id].numpy())
+        wanted = np.asarray(crop.resize((x2 - x1, y2 - y1), Image.Resampling.BILINEAR))
+        assert np.array_equal(runtime.own(frame_id), wanted)
 
 
 def test_a_mistaken_frame_or_window_is_further_off_than_rounding(

@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from lipsync.config import EngineConfig
+from lipsync.engine.blending import HARD
 from lipsync.engine.compositor import FrameRing, composite_crop, composite_frame
 from lipsync.engine.geometry import BORDER
 from lipsync.engine.jpeg import JpegBackground, aligned_region, encode_jpeg
@@ -16,7 +18,9 @@ from lipsync_bench.sample import Sample, UInt8
 from lipsync_bench.servers import JPEG_QUALITY
 
 ENCODER, ENCODED_SIZE = "composite and encode", "encoded size"
-SPLICED, PILLOW, OPENCV = "spliced", "Pillow, whole frame", "OpenCV, whole frame"
+SPLICED, SPLICED_HARD = "spliced", "spliced, hard paste"
+PILLOW, OPENCV = "Pillow, whole frame", "OpenCV, whole frame"
+"""The first blends as a server does by default; the others paste hard."""
 
 Encoder = Callable[[int], bytes]
 """Makes the JPEG of one frame of the sample."""
@@ -25,7 +29,11 @@ Encoder = Callable[[int], bytes]
 def measure_encoder(bench: Bench, sample: Sample) -> None:
     """The ways in turn, picture by picture, in one thread. The new face is that of the frame after."""
     faces = np.roll(sample.crops[:, BORDER:-BORDER, BORDER:-BORDER], -1, axis=0)
-    ways = {SPLICED: _spliced(sample, faces), PILLOW: _pillow(sample, faces)}
+    ways = {
+        SPLICED: _spliced(sample, faces, EngineConfig().blend),
+        SPLICED_HARD: _spliced(sample, faces, HARD),
+        PILLOW: _pillow(sample, faces),
+    }
     if importable("cv2"):
         ways[OPENCV] = _opencv(sample, faces)
     for encode in ways.values():
@@ -47,13 +55,14 @@ def prepared(sample: Sample, i: int) -> tuple[JpegBackground, FrameRing]:
     return JpegBackground.encode(frame, JPEG_QUALITY, region), FrameRing.cut(frame, region, rectangle)
 
 
-def _spliced(sample: Sample, faces: UInt8) -> Encoder:
+def _spliced(sample: Sample, faces: UInt8, blend: str) -> Encoder:
     kept = [prepared(sample, i) for i in range(len(sample))]
 
     def encode(i: int) -> bytes:
         x1, y1, x2, y2 = sample.rectangle(i)
         background, ring = kept[i]
-        return background.splice(ring.compose(composite_crop(sample.crops[i], faces[i], x2 - x1, y2 - y1)))
+        crop = composite_crop(sample.crops[i], faces[i], x2 - x1, y2 - y1, blend=blend)
+        return background.splice(ring.compose(crop))
 
     return encode
 
