@@ -19,6 +19,11 @@ PACKAGE = ROOT / "lipsync"
 BANNED = {
     "transport": {"lipsync.engine", "lipsync.cli", "lipsync.demo", "torch", "numpy", "av", "PIL"},
     "engine": {"lipsync.transport", "lipsync.cli", "optimized_lipsyncsrv", "grpclib", "betterproto"},
+    "quality": {"lipsync.transport", "lipsync.cli", "lipsync.demo", "optimized_lipsyncsrv", "grpclib", "cv2", "scipy"},
+    "making": {
+        *("lipsync.transport", "lipsync.cli", "lipsync.demo", "lipsync.quality"),
+        *("optimized_lipsyncsrv", "grpclib", "betterproto", "cv2"),
+    },
     "errors.py": {"lipsync.engine", "lipsync.transport", "torch", "numpy", "grpclib", "betterproto"},
     "types.py": {"lipsync.engine", "lipsync.transport", "torch", "numpy", "grpclib", "betterproto"},
     "config.py": {"lipsync.engine", "lipsync.transport", "torch", "numpy", "grpclib", "betterproto"},
@@ -52,6 +57,18 @@ def test_imports_go_one_way(part: str) -> None:
         if any(name == banned or name.startswith(f"{banned}.") for banned in BANNED[part])
     ]
     assert not wrong
+
+
+def test_the_command_alone_imports_the_scores() -> None:
+    """What serves must not depend on what judges it."""
+    others = [path for path in PACKAGE.rglob("*.py") if path.relative_to(PACKAGE).parts[0] not in ("cli", "quality")]
+    assert not [path for path in others for name in imported(path) if name.startswith("lipsync.quality")]
+
+
+def test_the_command_alone_makes_packages() -> None:
+    """A server, and whoever embeds an engine, only opens them."""
+    others = [path for path in PACKAGE.rglob("*.py") if path.relative_to(PACKAGE).parts[0] not in ("cli", "making")]
+    assert not [path for path in others for name in imported(path) if name.startswith("lipsync.making")]
 
 
 def test_the_contract_imports_nothing_of_ours() -> None:

@@ -16,7 +16,8 @@ from lipsync.cli.stopping import Terminated, Termination
 
 DEFAULT_ADDRESS = "localhost:50051"
 FOLDER = click.Path(path_type=Path)
-STOPPED_GENTLY = ("serve", "demo")
+STOPPED_GENTLY = ("serve", "demo", "package", "render")
+PACKAGE_STOPPED_GENTLY = ("build",)
 """The commands that look at SIGTERM themselves."""
 pass_termination = click.make_pass_decorator(Termination, ensure=True)
 
@@ -32,6 +33,8 @@ def cli(context: click.Context) -> None:
     Serve it:           lipsync serve                    (the demo model, on localhost:50051)
                         lipsync serve --models packages/
     Try a server:       lipsync check localhost:50051
+    Make a video:       lipsync render packages/anna speech.wav -o out.mp4
+    Make a package:     lipsync package build dataset/anna -o packages/anna
     Look at a package:  lipsync package inspect packages/anna
     If anything fails:  lipsync doctor
     """
@@ -93,8 +96,138 @@ def check(address: str, model: str | None, save: Path, timeout_s: float) -> None
 
 
 @cli.group()
-def package() -> None:
-    """Model packages: one folder a person."""
+@click.pass_context
+def package(context: click.Context) -> None:
+    """Model packages: one folder a person.
+
+    \b
+    Make one:           lipsync package build dataset/anna -o packages/anna
+    Look at it:         lipsync package inspect packages/anna
+    Check all of it:    lipsync package validate packages/anna
+    See how good it is: lipsync package score packages/anna
+    """
+    if context.invoked_subcommand not in PACKAGE_STOPPED_GENTLY:
+        context.ensure_object(Termination).release()
+
+
+def frame_range(context: click.Context, param: click.Parameter, value: str | None) -> tuple[int, int] | None:
+    """A:B, frames from A up to but without B."""
+    return None if value is None else _range(value)
+
+
+def frame_ranges(context: click.Context, param: click.Parameter, value: tuple[str, ...]) -> tuple[tuple[int, int], ...]:
+    """The same, given more than once; in order."""
+    return tuple(sorted(_range(each) for each in value))
+
+
+def _range(value: str) -> tuple[int, int]:
+    first, colon, end = value.partition(":")
+    if not (colon and first.isascii() and first.isdigit() and end.isascii() and end.isdigit()):
+        raise click.BadParameter(f"{value!r} is no range; write two frame numbers: 0:250")
+    if int(first) >= int(end):
+        raise click.BadParameter(f"{value!r} is empty; the second number is the first frame that is left out")
+    return int(first), int(end)
+
+
+FILE = click.Path(path_type=Path)
+
+
+@package.command()
+@click.argument("source", type=FILE)
+@click.option("-o", "--out", "target", type=FOLDER, help="The package's folder.")
+@click.option("--name", help="The person's name; the source's own by default.")
+@click.option("--landmarks", type=FILE, metavar="DIR", help="The folder of .lms files.")
+@click.option("--features", type=FILE, metavar="FILE", help="The audio features: aud_ave.npy, aud_hu.npy or so.")
+@click.option("--audio", type=FILE, metavar="FILE", help="The recording that goes with the frames.")
+@click.option("--checkpoint", type=FILE, metavar="FILE|DIR", help="The network, or a folder of epochs.")
+@click.option("--audio-encoder", type=FILE, metavar="FILE", help="For live audio: audio_visual_encoder.pth.")
+@click.option("--frames", callback=frame_range, metavar="A:B", help="Only these of the source's frames, B left out.")
+@click.option(
+    "--idle",
+    callback=frame_ranges,
+    metavar="A:B",
+    multiple=True,
+    help="The person rests in these frames of the package.",
+)
+@click.option("--no-idle", is_flag=True, help="Mark no idle frames.")
+@click.option(
+    "--certificate", type=click.IntRange(0, 1000), default=8, show_default=True, help="Frames that it measures."
+)
+@click.option(
+    "--crf",
+    type=click.IntRange(0, 40),
+    default=18,
+    show_default=True,
+    help="x264's rate factor of the whole frames; face crops are nearly lossless.",
+)
+@click.option("--strict", is_flag=True, help="Refuse what would be made good: whatever the report warns of.")
+@click.option("--dry-run", is_flag=True, help="The report alone; nothing is written.")
+@click.option("--force", is_flag=True, help="Build again what is built, and replace whatever is at the target.")
+@click.option("--json", "as_json", is_flag=True, help="For programs: one JSON object with the report.")
+@pass_termination
+def build(
+    termination: Termination,
+    /,
+    source: Path,
+    target: Path | None,
+    name: str | None,
+    landmarks: Path | None,
+    features: Path | None,
+    audio: Path | None,
+    checkpoint: Path | None,
+    audio_encoder: Path | None,
+    frames: tuple[int, int] | None,
+    idle: tuple[tuple[int, int], ...],
+    no_idle: bool,
+    certificate: int,
+    crf: int,
+    strict: bool,
+    dry_run: bool,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Make a package of SOURCE: what training leaves, an older package, or a video with landmarks.
+
+    A training folder holds full_body_img/, landmarks/, aud_ave.npy (or aud_hu.npy, aud_wenet.npy), aud.wav and
+    checkpoint/. What is found in it is told first, with what is done about it. An interrupted build goes on when the
+    same command is given again. Exit code 1 if the source is refused.
+    """
+    if target is None and not dry_run:
+        raise click.UsageError("say where the package goes with -o DIR, or give --dry-run")
+    if no_idle and idle:
+        raise click.UsageError("--idle and --no-idle contradict each other")
+    from lipsync.cli.build import run_build
+    from lipsync.making.source import SourceOptions
+
+    termination.check()
+    options = SourceOptions(
+        name=name,
+        landmarks=landmarks,
+        features=features,
+        audio=audio,
+        checkpoint=checkpoint,
+        audio_encoder=audio_encoder,
+        frames=frames,
+        idle=idle if idle or no_idle else None,
+        certificate_frames=certificate,
+        background_crf=crf,
+    )
+    done = run_build(source, target, options, termination, strict=strict, force=force, dry_run=dry_run, as_json=as_json)
+    sys.exit(0 if done else 1)
+
+
+@package.command()
+@click.argument("folder", type=FOLDER)
+@click.option("--quick", is_flag=True, help="Without hashes, and without decoding the videos to their ends.")
+@click.option("--json", "as_json", is_flag=True, help="For programs: one JSON object with every check.")
+def validate(folder: Path, quick: bool, as_json: bool) -> None:
+    """Check a package in every way: what loading looks at, hashes, all frames, the recording, the certificate.
+
+    Exit code 1 if anything is wrong.
+    """
+    from lipsync.cli.validate import run_validate
+
+    sys.exit(0 if run_validate(folder, quick=quick, as_json=as_json) else 1)
 
 
 @package.command()
@@ -108,6 +241,138 @@ def inspect(folder: Path, as_json: bool) -> None:
     from lipsync.cli.inspect import inspect_package
 
     sys.exit(0 if inspect_package(folder, as_json=as_json) else 1)
+
+
+@package.command()
+@click.argument("folder", type=FOLDER)
+@click.option(
+    "--frames",
+    "n_frames",
+    type=click.IntRange(min=1),
+    default=150,
+    show_default=True,
+    help="Frames to score, in stretches of neighbours; all of a shorter video.",
+)
+@click.option("--device", default="auto", show_default=True, help="Where the network runs: auto, cpu, cuda or cuda:N.")
+@click.option("--runtime", default="auto", show_default=True, help="How it runs, as with lipsync serve.")
+@click.option("--blend", help="How faces meet the frame: hard, feather or matched; what is served by default.")
+@click.option("--strict", is_flag=True, help="Exit code 1 if a score is outside of its limits.")
+@click.option("--json", "as_json", is_flag=True, help="For programs: one JSON object with every score and its limits.")
+def score(
+    folder: Path, n_frames: int, device: str, runtime: str, blend: str | None, strict: bool, as_json: bool
+) -> None:
+    """How good a package's frames are: its network speaks, and the frames are held against the source video.
+
+    Likeness, timing of the lips, whether they follow the audio, rest in silence, seam and jitter.
+    """
+    from lipsync.cli.score import run_score
+    from lipsync.config import EngineConfig
+
+    good = run_score(
+        folder,
+        n_frames=n_frames,
+        device=device,
+        runtime=runtime,
+        blend=EngineConfig.blend if blend is None else blend,
+        as_json=as_json,
+    )
+    sys.exit(1 if strict and not good else 0)
+
+
+@cli.command()
+@click.argument("model", metavar="PACKAGE")
+@click.argument("audio", type=FILE)
+@click.option("-o", "--out", "target", type=FILE, required=True, metavar="OUT.mp4", help="The video.")
+@click.option("--address", metavar="HOST:PORT", help="Have a server make the frames; PACKAGE is one of its models.")
+@click.option(
+    "--quality",
+    "--crf",
+    "crf",
+    type=click.IntRange(0, 51),
+    default=18,
+    show_default=True,
+    metavar="CRF",
+    help="x264's rate factor, 0 to 51; less is finer, and 18 looks like the original.",
+)
+@click.option(
+    "--start-frame",
+    type=int,
+    default=0,
+    show_default=True,
+    help="The person's video begins at this frame; it runs to its end and back.",
+)
+@click.option(
+    "--rest-after",
+    "rest_after_s",
+    type=float,
+    metavar="SECONDS",
+    help="How long it must be quiet before the mouth rests.  [default: 0.6]",
+)
+@click.option("--never-rest", is_flag=True, help="The network moves the mouth in silence too.")
+@click.option(
+    "--quiet",
+    "quiet_dbfs",
+    type=float,
+    default=-45.0,
+    show_default=True,
+    metavar="DB",
+    help="Up to which level it is quiet, in dB of full scale.",
+)
+@click.option(
+    "--look-ahead",
+    "look_ahead_ms",
+    type=float,
+    metavar="MS",
+    help="As live audio would look if frames waited for this little audio; all that helps by default.",
+)
+@click.option("--device", help="Where the network runs: auto, cpu, cuda or cuda:N.  [default: auto]")
+@click.option("--runtime", help="How it runs, as with lipsync serve.  [default: auto]")
+@click.option("--blend", help="How faces meet the frame: hard, feather or matched, as with lipsync serve.")
+@click.option("--audio-encoder", metavar="FILE", help="For a package that has none of its own.")
+@pass_termination
+def render(
+    termination: Termination,
+    /,
+    model: str,
+    audio: Path,
+    target: Path,
+    address: str | None,
+    crf: int,
+    start_frame: int,
+    rest_after_s: float | None,
+    never_rest: bool,
+    quiet_dbfs: float,
+    look_ahead_ms: float | None,
+    **engine: str | None,
+) -> None:
+    """Make a video of a person who says a recording: PACKAGE and AUDIO in, MP4 out.
+
+    PACKAGE is a package's folder, or with --address the name of a model that the server has loaded. AUDIO is any file
+    that FFmpeg reads: WAV, MP3, M4A. The video has its sound, and is as long. What is at OUT.mp4 already stays until
+    the new video is whole.
+    """
+    given = ["--" + name.replace("_", "-") for name, value in engine.items() if value is not None]
+    if address is not None and given:
+        raise click.UsageError(f"with --address, {given[0]} is the server's own matter: give it to lipsync serve")
+    if never_rest and rest_after_s is not None:
+        raise click.UsageError("--rest-after and --never-rest contradict each other")
+    from lipsync.cli.render import JPEG_QUALITY, run_render, speech_options
+    from lipsync.types import SpeechOptions
+
+    termination.check()
+    speech = speech_options(
+        start_frame=start_frame,
+        rest_after_s=None if never_rest else SpeechOptions.rest_after_s if rest_after_s is None else rest_after_s,
+        quiet_dbfs=quiet_dbfs,
+        look_ahead_ms=look_ahead_ms,
+    )
+    # one quality, so that whole frames are prepared once; and no frame is asked for twice
+    config, _ = load_settings(None, {**engine, "jpeg_quality": JPEG_QUALITY, "result_cache_mb": 0})
+    asyncio.run(
+        run_render(
+            model, audio, target, address=address, speech=speech, engine=config, crf=crf, termination=termination
+        )
+    )
 
 
 @cli.command()

@@ -57,6 +57,10 @@ FACE_CRF = 8
 """x264's rate factor: the lower the rate factor, the finer. What the network sees must be nearly lossless."""
 FRAMES_AHEAD = 16
 """Frames drawn before they are encoded: 3 MB each."""
+CLOSED_BELOW = 0.03
+"""Of every value of a mouth's shape: what is less is not seen."""
+MIN_IDLE_FRAMES = 10
+"""The recording has no long pause: those between its sentences are 0.4 s."""
 N_DRAWERS = min(4, os.cpu_count() or 1)
 
 
@@ -135,6 +139,17 @@ def resized_crop(region: Image.Image) -> Uint8:
 def face_of_crop(crop: Uint8) -> Uint8:
     """The crop less its border: (320, 320, 3), the network's face."""
     return crop[BORDER:-BORDER, BORDER:-BORDER]
+
+
+def closed_ranges(shapes: npt.NDArray[np.float32]) -> list[tuple[int, int]]:
+    """The stretches in which the drawn mouth is closed, of at least MIN_IDLE_FRAMES: [first, end) frames.
+
+    `shapes`: (frames, 6) float32, as `mouth_track` gives them.
+    """
+    closed = np.abs(shapes).max(axis=1) < CLOSED_BELOW
+    edges = np.flatnonzero(np.diff(np.concatenate(([False], closed, [False])).astype(np.int8)))
+    pairs = zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True)
+    return [(first, end) for first, end in pairs if end - first >= MIN_IDLE_FRAMES]
 
 
 def _no_progress(stage: str, done: int, total: int) -> None:
@@ -229,5 +244,12 @@ def _build(folder: Path, version: str, progress: Progress, stop: threading.Event
     (folder / FILES["network"]).parent.mkdir()
     for role in ("network", "audio_encoder", "speech"):
         shutil.copyfile(ASSETS / Path(FILES[role]).name, folder / FILES[role])
-    manifest = {"format": "lipsync-package", "version": 1, "name": "demo", "build": version, "files": FILES}
+    manifest = {
+        "format": "lipsync-package",
+        "version": 1,
+        "name": "demo",
+        "build": version,
+        "files": FILES,
+        "idle": closed_ranges(shapes),
+    }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")

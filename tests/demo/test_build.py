@@ -12,7 +12,8 @@ import pytest
 
 from lipsync.demo import build
 from lipsync.demo.build import FILES, BuildStopped, build_demo_package, demo_package_folder
-from lipsync.demo.speech import frame_count, read_wav
+from lipsync.demo.speech import ASSETS, Timeline, frame_count, mouth_track, read_wav
+from lipsync.engine.package import ModelPackage
 from lipsync.errors import PackageError
 
 
@@ -54,6 +55,19 @@ def test_manifest_names_every_file(built: Path) -> None:
     assert (manifest["format"], manifest["version"], manifest["name"]) == ("lipsync-package", 1, "demo")
     there = {str(p.relative_to(built)) for p in built.rglob("*") if p.is_file()}
     assert there == {"package.json", *manifest["files"].values()}
+
+
+def test_the_person_is_idle_where_the_drawn_mouth_is_closed(built: Path) -> None:
+    """And the recording is quiet there: no frame of speech is called idle."""
+    samples = read_wav(built / FILES["speech"])
+    idle = ModelPackage.open(built).idle
+    assert len(idle) >= 2 and all(end - first >= 10 for first, end in idle)
+    shapes = mouth_track(Timeline.load(ASSETS / "speech.json"), frame_count(len(samples)))
+    loud = np.abs(samples.astype(np.float32)).mean()
+    for first, end in idle:
+        assert np.abs(shapes[first:end]).max() < 0.05
+        middle = samples[(first + 3) * 640 : (end - 3) * 640].astype(np.float32)
+        assert np.abs(middle).mean() < loud / 10
 
 
 def test_progress_is_reported(build_reports: list[tuple[str, int, int]]) -> None:
