@@ -173,7 +173,8 @@ class SpeechEventKind(Enum):
     SILENCE = "silence"
     """From `first_sample` on the mouth rests."""
     INTERRUPTED = "interrupted"
-    """What was queued is dropped: the last frame sent ends at `end_sample`. `frame` is a resting one, to show now."""
+    """What was queued is dropped: the last frame sent ends at `end_sample`, and what is sent now begins at
+    `first_sample`. `frame` is a resting one, to show now."""
     END = "end"
     """An utterance is over: all of its frames were sent, up to `end_sample`."""
 
@@ -192,6 +193,8 @@ class SpeechEvent:
         next_frame: the `start_frame` that would go on from here.
         rest: how much of the resting picture the frame shows, 0 to 1.
         frame_count: of the model's video, for STARTED.
+        max_samples_ahead: for STARTED, how much audio may be sent ahead of the frames that were taken; beyond it the
+            server reads no more, an interrupt neither.
     """
 
     kind: SpeechEventKind
@@ -201,6 +204,7 @@ class SpeechEvent:
     next_frame: int = 0
     rest: float = 0.0
     frame_count: int = 0
+    max_samples_ahead: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -121,7 +121,7 @@ def make_package(
     layout: Layout = "plain",
     feature_rows: int | None = None,
     with_optional: bool = True,
-    audio_encoder: bool = False,
+    audio_encoder: bool | Literal["loud"] = False,
 ) -> Path:
     """Write a valid package.
 
@@ -134,7 +134,7 @@ def make_package(
         layout: files at the top by name; files of other names by manifest; or as the older tool writes them.
         feature_rows: one fewer than frames if not given.
         with_optional: the faces' videos and landmarks too.
-        audio_encoder: a narrow one, with random weights.
+        audio_encoder: a narrow one, with random weights; "loud", so that another sound is another picture.
     Returns the folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -181,6 +181,8 @@ def make_package(
     )
     if audio_encoder:
         state = fill(AudioEncoder(ENCODER_WIDTHS).state_dict(), seed)
+        if audio_encoder == "loud":
+            state["audio_encoder.12.conv_block.1.weight"] *= 30
         encoder = place("audio_encoder", "audio_encoder.safetensors", "weights/ears.safetensors")
         safetensors.torch.save_file(state, encoder)
     if named:

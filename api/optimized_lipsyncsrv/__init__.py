@@ -94,7 +94,8 @@ class AudioEvent(betterproto.Enum):
 
     INTERRUPTED = 3
     """
-    What was queued is dropped. The last frame sent ends at `end_sample`; `frame` is a resting one, to show from now on.
+    What was queued is dropped. The last frame sent ends at `end_sample`, what is sent after the interrupt begins at
+     `first_sample`; `frame` is a resting one, to show from now on.
     """
 
     END = 4
@@ -255,10 +256,14 @@ class AudioFlush(betterproto.Message):
 @dataclass(eq=False, repr=False)
 class AudioInterrupt(betterproto.Message):
     """
-    All audio and all frames that were not sent yet are dropped; an INTERRUPTED event answers, at once.
+    All audio and all frames that were not sent yet are dropped; an INTERRUPTED event answers, at once. Audio after it
+     begins anew, as after a flush.
     """
 
-    pass
+    dropped_samples: int = betterproto.int64_field(1)
+    """
+    Samples that the client dropped by itself before it sent them: they count as if it had.
+    """
 
 
 @dataclass(eq=False, repr=False)
@@ -267,7 +272,7 @@ class AudioRequest(betterproto.Message):
     """Opens the session: the first message, and no other."""
 
     pcm: bytes = betterproto.bytes_field(2, group="request")
-    """Audio, of any length; a sample may be cut in two."""
+    """Audio, of any length up to 1 MiB; a sample may be cut in two."""
 
     flush: "AudioFlush" = betterproto.message_field(3, group="request")
     interrupt: "AudioInterrupt" = betterproto.message_field(4, group="request")
@@ -302,6 +307,12 @@ class AudioFrame(betterproto.Message):
     frame_count: int = betterproto.int32_field(7)
     """Frames of the model's video; set when STARTED."""
 
+    max_samples_ahead: int = betterproto.int64_field(8)
+    """
+    How many samples may be sent ahead of `end_sample` of the frames that were read; set when STARTED. Beyond it the
+     server reads no more of this call, and would come to an interrupt late.
+    """
+
 
 @dataclass(eq=False, repr=False)
 class BatchWithAudioRequest(betterproto.Message):
@@ -319,8 +330,8 @@ class BatchWithAudioRequest(betterproto.Message):
     audio_chunks: List[bytes] = betterproto.bytes_field(4)
     """
     Audio in pieces of 40 ms, at least frame_count + 15 of them. Piece j belongs to frame start_frame_id - chunks_before
-     + j. What a frame hears reaches from 10 frames before it to 11 after it: where the pieces end sooner, the recording
-     counts as beginning or ending there. Pieces of frames below 0 count for nothing. Where `encoding` and
+     + j. What a frame hears reaches from 10 frames before it to 11 after it: what lies outside of the pieces counts as
+     silent. Pieces of frames below 0 count for nothing. Where `encoding` and
      `sample_rate_hz` are not set, a piece's length tells: 1280 bytes are s16le at 16 kHz, 1920 s16le at 24 kHz, 2560
      f32le at 16 kHz.
     """

@@ -1,4 +1,4 @@
-"""The seven calls of the contract, with grpcio. Frames are made one after another, in one thread."""
+"""The calls of the contract that the design had, with grpcio. Frames are made one after another, in one thread."""
 
 from __future__ import annotations
 
@@ -108,6 +108,12 @@ class ReferenceService:
     ) -> AsyncIterator[Any]:
         async for request in requests:
             yield await self._answer(request.model_name, request.frame_id)
+
+    async def StreamAudio(self, requests: AsyncIterator[Any], context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "the reference design has no live audio")
+
+    async def GenerateBatchWithAudio(self, request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "the reference design has no live audio")
 
     async def LoadPackage(self, request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
         try:

@@ -10,7 +10,6 @@ import time
 from collections.abc import Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 
@@ -22,7 +21,7 @@ from lipsync.engine.package import ModelPackage
 from lipsync.engine.runtime import resolve_device
 from lipsync.engine.scheduler import Lane, Scheduler
 from lipsync.engine.session import SpeechSession
-from lipsync.engine.speech import FramePlan, ToAndFro, windows_of_recording
+from lipsync.engine.speech import FramePlan, ToAndFro
 from lipsync.engine.video import DecodingStopped
 from lipsync.errors import (
     DeadlineError,
@@ -548,17 +547,9 @@ class Engine:
                 f"{frame_count} frames in one call; ask for at most {self.config.max_queue_size} (max_queue_size)"
             )
         quality = self._quality(options.jpeg_quality)
-        encoder = await self._live.encoder(model)
-        hear = partial(
-            windows_of_recording,
-            encoder,
-            pcm,
-            options,
-            range(start_frame, start_frame + frame_count),
-            start_frame=audio_start_frame,
-            window_rows=model.package.window_rows,
-        )
-        windows = await asyncio.get_running_loop().run_in_executor(self._live.threads, hear)
+        frames_wanted = range(start_frame, start_frame + frame_count)
+        windows = await self._live.windows(model, pcm, options, frames_wanted, audio_start_frame, timeout_s)
+        self._check_open()
         if self._models.get(model_name) is not model:
             raise ModelNotFoundError(model_name, sorted(self._models))
         run = ToAndFro(0, model.frame_count)

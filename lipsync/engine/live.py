@@ -9,15 +9,17 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from torch import Tensor
+
 from lipsync.config import EngineConfig
-from lipsync.engine.audio import AudioEncoder, encoder_from_state_dict
+from lipsync.engine.audio import AudioEncoder, Float32, encoder_from_state_dict
 from lipsync.engine.checkpoint import read_checkpoint
 from lipsync.engine.cores import n_cores
 from lipsync.engine.faults import Fault
 from lipsync.engine.model import Model
 from lipsync.engine.session import MakeFrame, SpeechSession
-from lipsync.engine.speech import Encoder, SpeechState
-from lipsync.errors import CheckpointError, LipsyncError, OverloadedError
+from lipsync.engine.speech import Encoder, SpeechState, windows_of_recording
+from lipsync.errors import CheckpointError, DeadlineError, EngineClosedError, LipsyncError, OverloadedError
 from lipsync.types import SpeechOptions
 
 logger = logging.getLogger(__name__)
@@ -40,36 +42,62 @@ class LiveAudio:
 
     def __init__(self, config: EngineConfig) -> None:
         self._config = config
-        self._encoders: dict[Path, Encoder] = {}
-        self._lock = threading.Lock()
+        self._encoders: dict[Path, asyncio.Future[Encoder]] = {}
         self._sessions: dict[SpeechSession, Model] = {}
-        self.threads = ThreadPoolExecutor(max(1, n_cores() // 2), "lipsync-hear")
+        self._n_recordings = 0
+        self._threads = ThreadPoolExecutor(max(1, n_cores() // 2), "lipsync-hear")
+        # Apart, so that sessions do not wait for recordings.
+        self._recording_thread = ThreadPoolExecutor(1, "lipsync-hear-recording")
+        self._closing = threading.Event()
 
     async def encoder(self, model: Model) -> Encoder:
         """What hears for a model. Raises CheckpointError if there is none for it."""
-        return await asyncio.get_running_loop().run_in_executor(self.threads, self._read_encoder, model)
+        path = _encoder_path(model, self._config.audio_encoder)
+        reading = self._encoders.get(path)
+        if reading is None:
+            loop = asyncio.get_running_loop()
+            reading = self._encoders[path] = loop.run_in_executor(self._recording_thread, _read_encoder, path)
+        try:
+            return await asyncio.shield(reading)
+        except LipsyncError:
+            self._encoders.pop(path, None)  # it may be there the next time
+            raise
 
-    def _read_encoder(self, model: Model) -> Encoder:
-        package = model.package
-        if package.front_end.name != "ave":
-            raise CheckpointError(
-                f"model {model.name!r} hears {package.front_end.name} features, which cannot be made from live audio; "
-                "use a network that was trained with AVE features"
+    async def windows(
+        self, model: Model, pcm: bytes, options: SpeechOptions, frames: range, start_frame: int, timeout_s: float | None
+    ) -> list[Float32]:
+        """`windows_of_recording` in a thread, which stops when nobody waits any more.
+
+        Raises CheckpointError, DeadlineError, InvalidRequestError, and OverloadedError if too many wait for it already.
+        """
+        encoder = await self.encoder(model)
+        if self._n_recordings >= self._config.max_sessions:
+            raise OverloadedError(
+                f"{self._n_recordings} recordings wait to be heard, which is the limit (max_sessions); try again later"
             )
-        path = package.audio_encoder or (Path(self._config.audio_encoder) if self._config.audio_encoder else None)
-        if path is None:
-            raise CheckpointError(
-                f"model {model.name!r} has no audio encoder; put audio_encoder.safetensors into its package, or name "
-                "one for all packages: --audio-encoder (the setting audio_encoder)"
+        stop = threading.Event()
+
+        def hear() -> list[Float32]:
+            def or_stop(mel: Tensor) -> Tensor:
+                if self._closing.is_set():
+                    raise EngineClosedError("the engine was closed while the audio was being heard")
+                if stop.is_set():
+                    raise DeadlineError("nobody waits for this audio any more")
+                return encoder(mel)
+
+            return windows_of_recording(
+                or_stop, pcm, options, frames, start_frame=start_frame, window_rows=model.package.window_rows
             )
-        with self._lock:
-            if path not in self._encoders:
-                try:
-                    self._encoders[path] = fast_encoder(encoder_from_state_dict(read_checkpoint(path)))
-                except (Fault, OSError) as error:
-                    found = f"{error.found}; expected {error.expected}" if isinstance(error, Fault) else error.strerror
-                    raise CheckpointError(f"audio encoder {path.name} cannot be used: {found}") from error
-            return self._encoders[path]
+
+        self._n_recordings += 1
+        try:
+            hearing = asyncio.get_running_loop().run_in_executor(self._recording_thread, hear)
+            return await asyncio.wait_for(hearing, timeout_s)
+        except TimeoutError:
+            raise DeadlineError("the deadline passed while the audio was being heard") from None
+        finally:
+            stop.set()
+            self._n_recordings -= 1
 
     async def open(self, model: Model, options: SpeechOptions, make: MakeFrame) -> SpeechSession:
         """A new session. Raises OverloadedError if there are as many as may be, CheckpointError."""
@@ -90,7 +118,7 @@ class LiveAudio:
             frame_count=model.frame_count,
             max_audio_s=self._config.session_audio_s,
             idle_s=self._config.session_idle_s,
-            threads=self.threads,
+            threads=self._threads,
             closed=self._closed,
         )
         self._sessions[session] = model
@@ -108,10 +136,8 @@ class LiveAudio:
 
     def drop(self, model: Model) -> None:
         """Forget the encoder of a model's package."""
-        with self._lock:
-            path = model.package.audio_encoder
-            if path is not None:
-                self._encoders.pop(path, None)
+        if model.package.audio_encoder is not None:
+            self._encoders.pop(model.package.audio_encoder, None)
 
     def fail(self, error: LipsyncError, model: Model | None = None) -> None:
         """End the sessions of a model, or all."""
@@ -123,4 +149,30 @@ class LiveAudio:
         """End all sessions."""
         for session in list(self._sessions):
             await session.close()
-        await asyncio.to_thread(self.threads.shutdown)
+        self._closing.set()
+        for threads in (self._threads, self._recording_thread):
+            await asyncio.to_thread(threads.shutdown)
+
+
+def _encoder_path(model: Model, for_all: str) -> Path:
+    """Where a model's encoder is. Raises CheckpointError if it has none."""
+    package = model.package
+    if package.front_end.name != "ave":
+        raise CheckpointError(
+            f"model {model.name!r} hears {package.front_end.name} features, which cannot be made from live audio; "
+            "use a network that was trained with AVE features"
+        )
+    if package.audio_encoder is None and not for_all:
+        raise CheckpointError(
+            f"model {model.name!r} has no audio encoder; put audio_encoder.safetensors into its package, or name "
+            "one for all packages: --audio-encoder (the setting audio_encoder)"
+        )
+    return package.audio_encoder or Path(for_all)
+
+
+def _read_encoder(path: Path) -> Encoder:
+    try:
+        return fast_encoder(encoder_from_state_dict(read_checkpoint(path)))
+    except (Fault, OSError) as error:
+        found = f"{error.found}; expected {error.expected}" if isinstance(error, Fault) else error.strerror
+        raise CheckpointError(f"audio encoder {path.name} cannot be used: {found}") from error

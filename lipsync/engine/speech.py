@@ -44,14 +44,14 @@ FIRST_ROW_SAMPLES = SAMPLES_PER_FEATURE + HOP_LENGTH * 2 - SAMPLES_PER_FRAME
 one is repeated, and the last mel row reaches 400 samples (half a window) beyond the row's 200 ms."""
 FRAMES_HEARD_AFTER = 11
 """How many frames' audio after its own a window reaches, at most."""
+FRAMES_KEPT_BEFORE, FRAMES_KEPT_AFTER = 15, 15
+"""Of a recording's part, around the frames that are wanted: a window reaches from 10 frames before to 11 after."""
 ROWS_REPEAT_FRAMES = 5
 assert ROWS_REPEAT_FRAMES * SAMPLES_PER_FRAME % HOP_LENGTH == 0  # 16 mel rows
 FADE_FRAMES = 5
 """How long the mouth takes to its rest and back: 0.2 s."""
 HYSTERESIS_DB = 5.0
 """How much louder than quiet a frame must be to end a pause."""
-SILENCE_DB = -120.0
-"""The level of digital silence."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,12 +187,14 @@ def windows_of_recording(
     """
     if not frames:
         return []
-    n_below = max(0, -start_frame) * options.samples_per_frame
+    # No more than can be heard, however much was sent; and some more, for the resampler to settle.
+    first_heard, end_heard = max(0, frames[0] - FRAMES_KEPT_BEFORE), frames[-1] + FRAMES_KEPT_AFTER
+    frame_bytes = options.samples_per_frame * options.encoding.n_bytes
+    pcm = pcm[max(0, first_heard - start_frame) * frame_bytes : max(0, end_heard - start_frame) * frame_bytes]
+    start_frame = max(start_frame, first_heard)
     resampler = Resampler(options.sample_rate_hz, options.encoding)
-    samples = PcmReader(options.encoding).push(pcm)[n_below:]
-    heard = np.concatenate((resampler.push(samples), resampler.finish()))
+    heard = np.concatenate((resampler.push(PcmReader(options.encoding).push(pcm)), resampler.finish()))
     # Mel rows lie in the same places of every fifth frame, and a feature reaches two frames back.
-    start_frame = max(0, start_frame)
     n_before = min(start_frame, ROWS_REPEAT_FRAMES + start_frame % ROWS_REPEAT_FRAMES)
     first = start_frame - n_before
     n_samples = (frames[-1] + FRAMES_HEARD_AFTER + 1 - first) * SAMPLES_PER_FRAME
@@ -403,7 +405,7 @@ class _QuietFrames:
         self._rest = samples[n:]
         for frame in samples[:n].reshape(-1, SAMPLES_PER_FRAME):
             power = float(np.square(frame, dtype=np.float64).mean())
-            level_db = 10 * np.log10(power) if power > 0 else SILENCE_DB
+            level_db = 10 * np.log10(power) if power > 0 else -np.inf
             before = self._quiet[-1] if self._quiet else True
             self._quiet.append(bool(level_db < self._quiet_dbfs + (HYSTERESIS_DB if before else 0.0)))
 
@@ -472,15 +474,15 @@ class SpeechState:
         self._utterance = None
         return plans
 
-    def interrupt(self, next_place: int, n_dropped: int = 0) -> FramePlan:
+    def interrupt(self, next_place: int, n_samples: int) -> FramePlan:
         """Drop the utterance. Returns the resting frame to show in its place, of no samples.
 
         Args:
             next_place: after the last frame that was shown.
-            n_dropped: samples of the input that were dropped before they came here.
+            n_samples: of the session's input so far, those included that were dropped before they came here.
         """
         self._utterance = None
-        self.n_samples += n_dropped
+        self.n_samples = max(self.n_samples, n_samples)
         self._video.go_to(next_place)
         self._mouth.rest_now()
         return FramePlan(self.n_samples, self.n_samples, *self._video.next(1.0), window=None, rest=1.0)

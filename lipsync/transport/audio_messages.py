@@ -18,6 +18,7 @@ from optimized_lipsyncsrv import (
 
 from lipsync.errors import InvalidRequestError, ProtocolError
 from lipsync.transport.messages import (
+    INT32,
     checked_text,
     frame_number,
     frame_of,
@@ -29,6 +30,8 @@ from lipsync.transport.messages import (
 from lipsync.types import Output, SampleEncoding, SpeechEvent, SpeechEventKind, SpeechOptions
 
 DEFAULTS = SpeechOptions()
+MAX_DROPPED_SAMPLES = 2**40
+"""A year of 35 kHz."""
 CHUNKS_BEFORE = 8
 """Pieces of audio before the first frame of a batch, where the request does not say."""
 CHUNKS_MORE = 15
@@ -77,7 +80,20 @@ def pcm_request(pcm: bytes) -> AudioRequest:
 
 
 FLUSH = AudioRequest(flush=AudioFlush())
-INTERRUPT = AudioRequest(interrupt=AudioInterrupt())
+
+
+def interrupt_request(n_dropped: int) -> AudioRequest:
+    """Drop everything; `n_dropped`: samples that were dropped before they were sent."""
+    return AudioRequest(interrupt=AudioInterrupt(dropped_samples=n_dropped))
+
+
+def dropped_of(interrupt: AudioInterrupt) -> int:
+    """Samples that a client says it has dropped itself. Raises InvalidRequestError."""
+    if not 0 <= interrupt.dropped_samples <= MAX_DROPPED_SAMPLES:
+        raise InvalidRequestError(
+            f"dropped_samples is {interrupt.dropped_samples}; expected 0 to {MAX_DROPPED_SAMPLES}"
+        )
+    return interrupt.dropped_samples
 
 
 def options_of(session: AudioSession) -> SpeechOptions:
@@ -112,6 +128,7 @@ def audio_frame(event: SpeechEvent) -> AudioFrame:
         next_frame=event.next_frame,
         rest=event.rest,
         frame_count=event.frame_count,
+        max_samples_ahead=event.max_samples_ahead,
     )
     if event.frame is not None:
         answer.frame = frame_response(event.frame)
@@ -131,6 +148,7 @@ def event_of(answer: AudioFrame, *, model_name: str) -> SpeechEvent:
         next_frame=answer.next_frame,
         rest=answer.rest,
         frame_count=answer.frame_count,
+        max_samples_ahead=answer.max_samples_ahead,
     )
 
 
@@ -148,6 +166,10 @@ def recording_of(request: BatchWithAudioRequest) -> Recording:
     n_chunks, needed = len(request.audio_chunks), request.frame_count + CHUNKS_MORE
     if request.frame_count < 0:
         raise InvalidRequestError(f"frame_count is {request.frame_count}; expected 0 or more")
+    if not 0 <= request.start_frame_id <= INT32[-1] - request.frame_count:
+        raise InvalidRequestError(
+            f"start_frame_id is {request.start_frame_id}; expected 0 or more, and {request.frame_count} frames after it"
+        )
     if n_chunks < needed:
         raise InvalidRequestError(
             f"{n_chunks} audio chunks for {request.frame_count} frames; expected at least {needed} of 40 ms"

@@ -21,8 +21,11 @@ class Speech(Protocol):
     async def flush(self) -> None:
         """The utterance is over; an END event follows its last frame."""
 
-    async def interrupt(self) -> None:
-        """Drop what was not taken yet; an INTERRUPTED event comes next."""
+    async def interrupt(self, n_dropped: int = 0) -> None:
+        """Drop what was not taken yet; an INTERRUPTED event comes next.
+
+        `n_dropped` samples were dropped by the client itself, and count as if they had been sent.
+        """
 
     async def end(self) -> None:
         """Flush; after the last frame there are no more events."""

@@ -280,8 +280,9 @@ class Client:
                     async for pcm in _iterate(audio):
                         await speech.send(pcm)
                     await speech.end()
-                except Exception as error:
+                except BaseException as error:  # cancellation too: whoever iterates would wait for ever
                     speech.fail(error)
+                    raise
 
             sender = asyncio.create_task(send())
             try:

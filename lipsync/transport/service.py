@@ -31,7 +31,7 @@ from optimized_lipsyncsrv import (
     StatsResponse,
 )
 
-from lipsync.config import MODEL_NAME, ServerConfig
+from lipsync.config import MIB, MODEL_NAME, ServerConfig
 from lipsync.errors import (
     CheckpointError,
     DeadlineError,
@@ -57,6 +57,8 @@ STREAM_INFERENCE = messages.SERVICE + "StreamInference"
 
 MAX_NAME_LENGTH = 64
 """Longer names cannot be loaded (`lipsync.config.MODEL_NAME`), and are not repeated in full."""
+MAX_PCM_BYTES = MIB
+"""Audio of one message of a session: it is held as a whole while the session waits to be shown."""
 OPENING_S = 30.0
 """How long a client may take from its call to the message that opens a session."""
 PACKAGE_FAULTS = (PackageError, CheckpointError, MediaError)
@@ -197,8 +199,10 @@ class Service(OptimizedLipSyncServiceBase):
             raise
         finally:
             reader.cancel()
-            await asyncio.gather(reader, return_exceptions=True)
-            await speech.close()
+            try:
+                await asyncio.gather(reader, return_exceptions=True)
+            finally:  # a call may be cancelled twice: by its client, and with its connection
+                await speech.close()
 
     async def load_package(self, load_package_request: LoadPackageRequest) -> LoadPackageResponse:
         """Load a package from below the folder of models."""
@@ -274,15 +278,21 @@ async def _listen(speech: Speech, requests: AsyncIterator[AudioRequest]) -> None
         async for request in requests:
             kind, _ = betterproto.which_one_of(request, "request")
             if kind == "pcm":
+                if len(request.pcm) > MAX_PCM_BYTES:
+                    raise InvalidRequestError(
+                        f"a message with {len(request.pcm)} bytes of audio; send at most {MAX_PCM_BYTES} at a time"
+                    )
                 await speech.send(request.pcm)
             elif kind == "flush":
                 await speech.flush()
             elif kind == "interrupt":
-                await speech.interrupt()
+                await speech.interrupt(audio_messages.dropped_of(request.interrupt))
             elif kind == "session":
                 raise InvalidRequestError("a session is opened once, by the first message; start another call")
             else:
                 raise InvalidRequestError("a message without content; expected pcm, flush or interrupt")
+            # what has come in already is read without a wait: others must have their turn
+            await asyncio.sleep(0)
         await speech.end()
     except LipsyncError as error:
         speech.fail(error)

@@ -14,7 +14,7 @@ import pytest
 import pytest_asyncio
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from lipsync.config import EngineConfig
 from lipsync.engine.audio import audio_features, encoder_from_state_dict, feature_window
@@ -46,16 +46,11 @@ NEVER_RESTS = SpeechOptions(rest_after_s=None)
 @pytest.fixture(scope="module")
 def packages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("packages")
-    anna = make_package(folder / "anna", frames=N_FRAMES, seed=1, audio_encoder=True)
-    # Random weights hear little: louder, so that another sound is another picture.
-    state = load_file(anna / "audio_encoder.safetensors")
-    state["audio_encoder.12.conv_block.1.weight"] *= 30
-    save_file(state, anna / "audio_encoder.safetensors")
     idle = make_package(folder / "ida", frames=N_FRAMES, seed=4, audio_encoder=True, layout="manifest")
     manifest = json.loads((idle / "package.json").read_text())
     (idle / "package.json").write_text(json.dumps({**manifest, "idle": [IDLE]}))
     return {
-        "anna": anna,
+        "anna": make_package(folder / "anna", frames=N_FRAMES, seed=1, audio_encoder="loud"),
         "ben": make_package(folder / "ben", frames=N_FRAMES, seed=2, crop=168, front_end="hubert"),
         "cleo": make_package(folder / "cleo", frames=N_FRAMES, seed=3),
         "ida": idle,

@@ -12,8 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lipsync.engine.audio import FEATURE_WIDTH, AudioEncoder, encoder_from_state_dict, to_float
+from lipsync.engine.live import fast_encoder
 from lipsync.engine.speech import (
     FADE_FRAMES,
+    Encoder,
     FramePlan,
     Resampler,
     RestingMouth,
@@ -39,16 +41,15 @@ def golden() -> dict[str, np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def golden_encoder() -> AudioEncoder:
+def golden_encoder() -> Encoder:
     listed = json.loads((GOLDEN / "audio_speech_a.json").read_text())
-    return encoder_from_state_dict(fill({key: torch.zeros(shape) for key, shape in listed["state_dict"]}, 31))
+    state = fill({key: torch.zeros(shape) for key, shape in listed["state_dict"]}, listed["seed"])
+    return fast_encoder(encoder_from_state_dict(state))
 
 
 @pytest.fixture(scope="module")
-def narrow_encoder() -> AudioEncoder:
-    encoder = AudioEncoder(ENCODER_WIDTHS)
-    encoder.load_state_dict(fill(encoder.state_dict(), 5))
-    return encoder.eval()
+def narrow_encoder() -> Encoder:
+    return fast_encoder(encoder_from_state_dict(fill(AudioEncoder(ENCODER_WIDTHS).state_dict(), 5)))
 
 
 def counting_encoder(mel: torch.Tensor) -> torch.Tensor:
@@ -76,7 +77,7 @@ def noise(n: int, seed: int = 0, level: float = 0.3) -> np.ndarray:
 # The exact windows, whatever the pieces
 
 
-def test_frames_hear_the_golden_windows(golden: dict[str, np.ndarray], golden_encoder: AudioEncoder) -> None:
+def test_frames_hear_the_golden_windows(golden: dict[str, np.ndarray], golden_encoder: Encoder) -> None:
     state = SpeechState(NEVER_RESTS, encoder=golden_encoder, n_frames=1000)
     plans = state.push(golden["samples"].tobytes()) + state.flush()
     for frame, window in zip(golden["window_index"], golden["windows"], strict=True):
@@ -95,7 +96,7 @@ def test_frames_hear_the_golden_windows(golden: dict[str, np.ndarray], golden_en
 )
 def test_frames_are_the_same_to_the_bit_whatever_the_pieces(
     golden: dict[str, np.ndarray],
-    narrow_encoder: AudioEncoder,
+    narrow_encoder: Encoder,
     n_samples: int,
     sizes: list[int],
     kind: tuple[int, str],
@@ -125,7 +126,7 @@ def test_frames_are_the_same_to_the_bit_whatever_the_pieces(
 
 @pytest.mark.parametrize("rate_hz", [8_000, 11_025, 16_000, 22_050, 24_000, 44_100, 48_000])
 def test_a_recording_of_any_rate_gives_the_windows_of_the_whole_file(
-    golden: dict[str, np.ndarray], narrow_encoder: AudioEncoder, rate_hz: int
+    golden: dict[str, np.ndarray], narrow_encoder: Encoder, rate_hz: int
 ) -> None:
     data = golden["samples"][:20_000].tobytes()
     options = SpeechOptions(sample_rate_hz=rate_hz, rest_after_s=None)
@@ -147,7 +148,7 @@ def test_resampling_does_not_depend_on_the_pieces(n_samples: int, sizes: list[in
     ]
     expected = np.concatenate((whole.push(samples), whole.finish()))
     assert np.array_equal(np.concatenate([*made, parts.finish()]), expected)
-    assert n_samples < 64 or abs(len(expected) - n_samples * 16_000 / 44_100) <= 2  # of a few samples nothing is left
+    assert abs(len(expected) - n_samples * 16_000 / 44_100) <= 16  # its filter is longer than a few samples
 
 
 @pytest.mark.parametrize("rate_hz", [8_000, 24_000, 44_100])
@@ -203,7 +204,7 @@ def test_smaller_windows_wait_for_less() -> None:
 
 @pytest.mark.parametrize("look_ahead_ms", [330, 175, 0])
 def test_with_less_look_ahead_what_is_not_heard_is_silence(
-    golden: dict[str, np.ndarray], narrow_encoder: AudioEncoder, look_ahead_ms: float
+    golden: dict[str, np.ndarray], narrow_encoder: Encoder, look_ahead_ms: float
 ) -> None:
     samples = golden["samples"][:14_000]
     options = SpeechOptions(look_ahead_ms=look_ahead_ms, rest_after_s=None)
@@ -372,7 +373,7 @@ def test_an_interrupt_drops_the_utterance_and_rests_at_once() -> None:
     state = state_of(SpeechOptions(), n_frames=50)
     plans = state.push(noise(16_000).tobytes())
     shown = plans[3]
-    resting = state.interrupt(shown.next_place, n_dropped=1000)
+    resting = state.interrupt(shown.next_place, 17_000)
     assert (resting.window, resting.rest, resting.frame_id) == (None, 1.0, shown.frame_id + 1)
     assert resting.first_sample == resting.end_sample == state.n_samples == 17_000
     after = state.push(noise(16_000).tobytes())
@@ -398,7 +399,7 @@ def test_options_are_checked() -> None:
             SpeechOptions(**wrong)  # type: ignore[arg-type]
 
 
-def test_what_lies_outside_of_a_part_is_silent(golden: dict[str, np.ndarray], narrow_encoder: AudioEncoder) -> None:
+def test_what_lies_outside_of_a_part_is_silent(golden: dict[str, np.ndarray], narrow_encoder: Encoder) -> None:
     samples = golden["samples"][:40_000].copy()
     samples[: 12 * 640] = samples[24 * 640 :] = 0
     whole = windows_of_recording(narrow_encoder, samples.tobytes(), SpeechOptions(), range(62))
@@ -411,7 +412,7 @@ def test_what_lies_outside_of_a_part_is_silent(golden: dict[str, np.ndarray], na
             assert np.array_equal(window[known], whole[frame][known])
 
 
-def test_windows_before_a_recording_are_zero(narrow_encoder: AudioEncoder) -> None:
+def test_windows_before_a_recording_are_zero(narrow_encoder: Encoder) -> None:
     (window,) = windows_of_recording(narrow_encoder, noise(6400).tobytes(), SpeechOptions(), range(1))
     assert not window[:8].any() and window[8:].any()
     assert windows_of_recording(narrow_encoder, b"", SpeechOptions(), range(0)) == []

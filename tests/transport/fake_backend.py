@@ -42,20 +42,24 @@ class FakeSpeech:
     Attributes:
         heard: all the audio that came.
         closed: True once it was closed.
+        n_dropped: samples that the client has dropped itself.
         full: while set to an event, `send` waits for it.
     """
 
-    def __init__(self, model_name: str, options: SpeechOptions, size: int) -> None:
+    def __init__(self, model_name: str, options: SpeechOptions, size: int, max_ahead: int) -> None:
         self.model_name, self.options, self.size = model_name, options, size
         self.heard = b""
         self.closed = False
         self.full: asyncio.Event | None = None
         self.n_taken = 0
+        self.n_dropped = 0
         self._rest = b""
         self._n_frames = 0
         self._events: deque[SpeechEvent | LipsyncError | None] = deque()
         self._ready = asyncio.Event()
-        self._tell(SpeechEvent(SpeechEventKind.STARTED, end_sample=7240, frame_count=FRAME_COUNT))
+        self._tell(
+            SpeechEvent(SpeechEventKind.STARTED, end_sample=7240, frame_count=FRAME_COUNT, max_samples_ahead=max_ahead)
+        )
 
     def _tell(self, event: SpeechEvent | LipsyncError | None) -> None:
         self._events.append(event)
@@ -80,10 +84,12 @@ class FakeSpeech:
     async def flush(self) -> None:
         self._tell(SpeechEvent(SpeechEventKind.END, end_sample=640 * self._n_frames))
 
-    async def interrupt(self) -> None:
+    async def interrupt(self, n_dropped: int = 0) -> None:
         self._events.clear()
+        self.n_dropped += n_dropped
         frame = Frame(self.model_name, 7, jpeg=b"resting")
-        self._tell(SpeechEvent(SpeechEventKind.INTERRUPTED, frame, end_sample=640 * self.n_taken))
+        first = (len(self.heard) // 2) + self.n_dropped
+        self._tell(SpeechEvent(SpeechEventKind.INTERRUPTED, frame, first, 640 * self.n_taken))
 
     async def end(self) -> None:
         await self.flush()
@@ -125,6 +131,7 @@ class FakeBackend:
         callers, timeouts_s: as given with each call for frames.
         refused: counts of frames that were refused before they came here, by model.
         speeches: sessions of live audio, in the order opened.
+        max_samples_ahead: what they tell of themselves.
         recordings: what came with calls for frames with audio: the audio, its options, the frame it begins with.
     """
 
@@ -142,6 +149,7 @@ class FakeBackend:
         self.timeouts_s: list[float | None] = []
         self.refused: Counter[str] = Counter()
         self.speeches: list[FakeSpeech] = []
+        self.max_samples_ahead = 1_920_000
         self.recordings: list[tuple[bytes, SpeechOptions, int]] = []
 
     @property
@@ -220,7 +228,7 @@ class FakeBackend:
         self.callers.append(caller)
         if model_name not in self.names:
             raise ModelNotFoundError(model_name, self.names)
-        self.speeches.append(FakeSpeech(model_name, options or SpeechOptions(), self.size))
+        self.speeches.append(FakeSpeech(model_name, options or SpeechOptions(), self.size, self.max_samples_ahead))
         return self.speeches[-1]
 
     async def frames_with_audio(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import wave
 from collections.abc import AsyncIterator, Iterator
@@ -13,10 +14,14 @@ import av
 import grpc
 import numpy as np
 import pytest
+from optimized_lipsyncsrv import AudioRequest
 
 from lipsync import Client, Output, SampleEncoding, SpeechEventKind, SpeechOptions, errors
-from lipsync.config import MIB
+from lipsync.config import MIB, ServerConfig
+from lipsync.transport import audio_messages
+from lipsync.transport.calls import CALL, Call
 from lipsync.transport.server import Server
+from lipsync.transport.service import Service
 from tests.conftest import Grpcio
 from tests.transport.conftest import client_of, serving
 from tests.transport.fake_backend import FakeBackend, picture
@@ -103,6 +108,94 @@ async def test_an_interrupt_overtakes_audio_that_waits_to_be_sent(client: Client
         while event.kind is not SpeechEventKind.INTERRUPTED:
             event = await anext(speech)
         sending.cancel()
+
+
+async def test_every_interrupt_is_answered(client: Client, backend: FakeBackend) -> None:
+    async with client.speech("anna") as speech, asyncio.timeout(30):
+        await speech.send(CHUNK * 5)
+        for _ in range(3):
+            await speech.interrupt()
+        await speech.send(CHUNK * 2)
+        await speech.end()
+        kinds = [event.kind.value async for event in speech]
+    assert kinds == ["started", "interrupted", "interrupted", "interrupted", "frame", "frame", "end"]
+
+
+async def test_samples_that_the_client_dropped_are_told(client: Client, backend: FakeBackend) -> None:
+    async with client.speech("anna") as speech:
+        fake = backend.speeches[0]
+        fake.full = asyncio.Event()
+        sending = asyncio.create_task(speech.send(bytes(2 * MIB)))
+        await until(lambda: len(speech._outgoing) > 30)
+        await speech.interrupt()
+        await asyncio.wait_for(sending, 10)  # what it had not sent is dropped
+        fake.full.set()
+        while (await anext(speech)).kind is not SpeechEventKind.INTERRUPTED:
+            pass
+        assert 0 < fake.n_dropped < MIB
+        assert len(fake.heard) // 2 + fake.n_dropped == MIB
+
+
+async def test_audio_is_not_sent_further_ahead_than_the_server_reads(client: Client, backend: FakeBackend) -> None:
+    backend.max_samples_ahead = 160_000
+    async with client.speech("anna") as speech:
+        sending = asyncio.create_task(speech.send(bytes(2 * 400_000)))
+        fake = backend.speeches[0]
+        await until(lambda: len(fake.heard) > 2 * 100_000)
+        await asyncio.sleep(0.1)
+        assert not sending.done() and len(fake.heard) < 2 * 160_000
+        async with asyncio.timeout(30):
+            await anext(speech)
+            while not sending.done():  # taking frames makes room
+                await anext(speech)
+        sending.result()
+
+
+async def test_a_session_may_be_left_while_another_task_iterates(client: Client, backend: FakeBackend) -> None:
+    async with client.speech("anna") as speech:
+
+        async def everything() -> list[Any]:
+            return [event async for event in speech]
+
+        iterating = asyncio.create_task(everything())
+        await speech.send(CHUNK)
+        await asyncio.sleep(0.05)
+    assert len(await asyncio.wait_for(iterating, 10)) == 2
+    await until(lambda: backend.speeches[0].closed)
+    with pytest.raises(errors.InvalidRequestError, match="closed"):
+        await speech.send(CHUNK)
+
+
+async def test_waiting_for_an_event_may_be_given_up(client: Client, backend: FakeBackend) -> None:
+    async with client.speech("anna") as speech:
+        await anext(speech)
+        for _ in range(2):
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(anext(speech), 0.05)
+        await speech.send(CHUNK)
+        assert (await anext(speech)).kind is SpeechEventKind.FRAME
+        assert not backend.speeches[0].closed
+
+
+async def test_who_sends_learns_of_the_end_without_iterating(client: Client, backend: FakeBackend) -> None:
+    async with client.speech("anna") as speech:
+        backend.speeches[0].fail(errors.EngineClosedError("model 'anna' was unloaded"))
+        with pytest.raises(errors.EngineClosedError, match="unloaded"):
+            async with asyncio.timeout(10):
+                while True:
+                    await speech.send(CHUNK)
+                    await asyncio.sleep(0)
+
+
+async def test_an_iterator_that_is_cancelled_ends_the_session(client: Client) -> None:
+    async def audio() -> AsyncIterator[bytes]:
+        yield CHUNK
+        raise asyncio.CancelledError
+
+    with pytest.raises(errors.InvalidRequestError, match="given up"):
+        async with asyncio.timeout(10):
+            async for _ in client.speak(audio(), model="anna"):
+                pass
 
 
 async def test_errors_of_opening(client: Client) -> None:
@@ -235,6 +328,46 @@ async def test_files_that_cannot_be_read(client: Client, tmp_path: Path) -> None
                 pass
 
 
+# Hostile clients
+
+
+async def test_tiny_messages_leave_others_their_turn(client: Client, backend: FakeBackend) -> None:
+    async with client.speech("anna") as speech:
+        # past the client's own pacing: as many messages as one burst can hold
+        for _ in range(20_000):
+            speech._outgoing.append(audio_messages.pcm_request(b"x"))
+        speech._changed.set()
+        n_answered = 0
+        while len(backend.speeches[0].heard) < 20_000:
+            await client.health()
+            n_answered += 1
+        assert n_answered > 20
+
+
+@pytest.mark.parametrize("rounds", range(4))
+async def test_a_call_that_is_cancelled_twice_gives_its_session_back(backend: FakeBackend, rounds: int) -> None:
+    service = Service(backend, ServerConfig())
+
+    async def requests() -> AsyncIterator[AudioRequest]:
+        yield audio_messages.session_request("anna", SpeechOptions())
+        await asyncio.Event().wait()
+
+    async def call() -> None:
+        CALL.set(Call())
+        async with contextlib.aclosing(service.stream_audio(requests())) as answers:  # type: ignore[type-var]
+            async for _ in answers:
+                pass
+
+    task = asyncio.create_task(call())
+    await until(lambda: bool(backend.speeches) and not backend.speeches[0]._events)
+    task.cancel()
+    for _ in range(rounds):
+        await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert backend.speeches[0].closed
+
+
 # Another maker's client
 
 
@@ -273,6 +406,10 @@ async def test_grpcio_streams_audio(grpcio: Grpcio, server: Server, backend: Fak
     await until(lambda: backend.speeches[0].closed)
 
 
+def interrupt(pb2: Any, dropped_samples: int) -> Any:
+    return pb2.AudioRequest(interrupt=pb2.AudioInterrupt(dropped_samples=dropped_samples))
+
+
 def audio_session(pb2: Any, **fields: Any) -> Any:
     return pb2.AudioRequest(session=pb2.AudioSession(**({"model_name": "anna"} | fields)))
 
@@ -285,6 +422,9 @@ def audio_session(pb2: Any, **fields: Any) -> Any:
         (lambda pb2: [pb2.AudioRequest()], "INVALID_ARGUMENT", "first message"),
         (lambda pb2: [audio_session(pb2), audio_session(pb2)], "INVALID_ARGUMENT", "opened once"),
         (lambda pb2: [audio_session(pb2), pb2.AudioRequest()], "INVALID_ARGUMENT", "without content"),
+        (lambda pb2: [audio_session(pb2), pb2.AudioRequest(pcm=bytes(MIB + 1))], "INVALID_ARGUMENT", "at most 1048576"),
+        (lambda pb2: [audio_session(pb2), interrupt(pb2, -1)], "INVALID_ARGUMENT", "dropped_samples"),
+        (lambda pb2: [audio_session(pb2), interrupt(pb2, 2**62)], "INVALID_ARGUMENT", "dropped_samples"),
         (lambda pb2: [audio_session(pb2, model_name="zed")], "NOT_FOUND", "'zed' is not loaded"),
         (lambda pb2: [audio_session(pb2, model_name="z" * 100_000)], "NOT_FOUND", "64 characters"),
         (lambda pb2: [audio_session(pb2, sample_rate_hz=16_001)], "INVALID_ARGUMENT", "multiple of 25"),
@@ -355,6 +495,8 @@ async def test_the_length_of_chunks_tells_what_they_are(
         ({"audio_chunks": [b""] * 18}, "0 bytes"),
         ({"frame_count": -1}, "frame_count is -1"),
         ({"frame_count": 10_000}, "over the limit"),
+        ({"audio_chunks": [CHUNK] * 18, "start_frame_id": -1}, "start_frame_id is -1"),
+        ({"audio_chunks": [CHUNK] * 18, "start_frame_id": 2**31 - 2}, "start_frame_id is 2147483646"),
     ],
 )
 async def test_batches_with_wrong_audio(grpcio: Grpcio, server: Server, fields: dict[str, Any], text: str) -> None:
