@@ -18,6 +18,9 @@ import pytest
 
 from lipsync.transport.server import Server
 
+# Before torch is there: of this process and those that it starts, those that wait leave their cores to the others soon.
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+
 PROTO_DIR = Path(__file__).parents[1] / "api"
 
 Reports = list[tuple[str, int, int]]

@@ -44,8 +44,8 @@ def opening_while_speaking(
         points = face_landmarks(landmarks(pose, mouth), rectangle)
         frames = range(first, min(first + POSES_EVERY, len(features)))
         windows = torch.from_numpy(np.stack([feature_window(features, frame) for frame in frames]))
-        moved = run_torch(plan, ops, face.expand(len(frames), -1, -1, -1), windows.reshape(-1, 32, 16, 16))
-        painted += [mouth_opening(one, points) for one in moved]
+        for window in windows.reshape(-1, 1, 32, 16, 16):  # together they do not fit into a processor's caches
+            painted.append(mouth_opening(run_torch(plan, ops, face[None], window)[0], points))
     scale = CROP_SIZE / GEOMETRIES[320].crop_size
     return np.array(painted, np.float32) * np.float32(scale), drawn.astype(np.float32)
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import av
 import av.error
@@ -23,6 +23,7 @@ from lipsync.engine.video import MAX_FRAMES, MAX_PIXELS, MAX_SIDE, DecodingStopp
 from lipsync.errors import MediaError
 
 UInt8 = npt.NDArray[np.uint8]
+T = TypeVar("T")
 
 SAFE_OPTIONS = {
     "protocol_whitelist": "file",
@@ -189,6 +190,13 @@ class VideoFrames:
     picks: Sequence[int]
 
     def read(self, numbers: Sequence[int], stop: StopSignal | None = None) -> Iterator[UInt8]:
+        return self._each(numbers, stop, lambda frame: np.asarray(frame.to_ndarray(format="rgb24"), np.uint8))
+
+    def check(self, numbers: Sequence[int], stop: StopSignal | None = None) -> Iterator[None]:
+        """As `read`, but for whether the frames can be read alone: what they show is not looked at."""
+        return self._each(numbers, stop, lambda frame: None)
+
+    def _each(self, numbers: Sequence[int], stop: StopSignal | None, look: Callable[[av.VideoFrame], T]) -> Iterator[T]:
         wanted = [self.picks[number] for number in numbers]
         with _video_errors(self.path), _open(self.path) as container:
             stream = _stream(container)
@@ -203,9 +211,9 @@ class VideoFrames:
                         raise MediaError(f"frame {index} is damaged; export the video again")
                     if frame.rotation:
                         raise MediaError(f"it is to be shown turned by {frame.rotation} degrees; export it upright")
-                    picture = np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)
+                    seen = look(frame)
                     while place < len(wanted) and wanted[place] == index:
-                        yield picture
+                        yield seen
                         place += 1
                 if place == len(wanted):
                     return

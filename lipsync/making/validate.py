@@ -153,7 +153,7 @@ class _Validator:
             info = package.videos[role]
             try:
                 reader = VideoFrames(info.path, range(info.frame_count))
-                for done, _ in enumerate(reader.read(range(info.frame_count), self.stop), 1):
+                for done, _ in enumerate(reader.check(range(info.frame_count), self.stop), 1):
                     self.progress(role, done, info.frame_count)
             except MediaError as error:
                 self.report.error("frames", info.path.name, str(error), "copy the package again, or build it anew")

@@ -57,7 +57,7 @@ def _window() -> tuple[float, ...]:
 
 def _blur(x: Float32) -> Float32:
     """Weighted mean over the window: (height, width, channels) to (height - 10, width - 10, channels) float32."""
-    for axis in (0, 1):
-        length = x.shape[axis] - WINDOW + 1
-        x = sum((w * x.take(range(i, i + length), axis) for i, w in enumerate(_window())), np.zeros((), np.float32))
+    for _ in range(2):
+        length = len(x) - WINDOW + 1
+        x = sum((w * x[i : i + length] for i, w in enumerate(_window())), np.zeros((), np.float32)).swapaxes(0, 1)
     return x

@@ -11,7 +11,8 @@ import numpy.typing as npt
 import pytest
 from lipsync_bench.measures.quality import psnr_db
 from lipsync_bench.packages import FULL, START, BenchPackages
-from lipsync_bench.servers import Served, Servers, reference_stubs
+from lipsync_bench.results import OURS
+from lipsync_bench.servers import Served, Servers, ours_command, reference_stubs, running
 from PIL import Image
 
 from lipsync import ModelNotFoundError, PackageError
@@ -67,7 +68,9 @@ async def test_all_seven_calls(reference: Served) -> None:
 
 
 async def test_both_servers_make_the_same_frames(servers: Servers, reference: Served) -> None:
-    async with servers.start("lipsync", FULL) as ours, ours.client() as one, reference.client() as other:
+    """With the face pasted hard, as the reference design does."""
+    command = [*ours_command(servers.models, [FULL], servers.device), "--blend", "hard"]
+    async with running(OURS, command) as ours, ours.client() as one, reference.client() as other:
         for frame_id in (0, N_FRAMES - 1):
             frame, expected = await one.frame(FULL, frame_id), await other.frame(FULL, frame_id)
             assert (frame.shape, frame.bounds) == (expected.shape, expected.bounds)

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import subprocess
-import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
@@ -11,6 +9,8 @@ from lipsync_bench.goals import GOALS, fill_ratios
 from lipsync_bench.report import write_report
 from lipsync_bench.results import Results
 from lipsync_bench.tables import cell, measure_tables, number, ratio_table
+
+from tests.commands import typed
 
 
 @pytest.fixture
@@ -85,10 +85,10 @@ def test_the_page_and_its_charts(results: Results, tmp_path: Path) -> None:
 
 def test_the_page_by_command(results: Results, tmp_path: Path) -> None:
     results.save(tmp_path / "results.json")
-    command = [sys.executable, "-m", "lipsync", "bench", "--report", str(tmp_path / "results.json")]
-    done = subprocess.run([*command, "--docs", str(tmp_path / "docs")], capture_output=True, text=True, check=False)
+    command = ["bench", "--report", str(tmp_path / "results.json")]
+    done = typed(*command, "--docs", str(tmp_path / "docs"))
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "docs" / "performance.md").is_file()
     (tmp_path / "results.json").write_text("{}")
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = typed(*command)
     assert done.returncode == 1 and "no results.json" in done.stderr and "Traceback" not in done.stderr

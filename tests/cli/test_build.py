@@ -19,6 +19,7 @@ from lipsync.cli.commands import cli
 from lipsync.cli.stopping import Termination
 from lipsync.making.draft import draft_folder
 from tests.cli.test_commands import run
+from tests.commands import typed
 from tests.making.training import make_training_folder
 
 TIMEOUT_S = 120
@@ -49,7 +50,7 @@ def built(training: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_inspect_tells_certificate_and_idle(built: Path) -> None:
-    done = run("package", "inspect", str(built))
+    done = typed("package", "inspect", str(built))
     assert done.returncode == 0
     assert "parity certificate: 2 frames, face " in done.stdout and "frames 3:9" in done.stdout
     assert "hard paste, JPEG quality 95" in done.stdout
@@ -71,7 +72,7 @@ def test_validate(built: Path, tmp_path: Path) -> None:
     wrong = Path(shutil.copytree(built, tmp_path / "wrong"))
     with (wrong / "crop_rectangles.json").open("a") as file:
         file.write(" ")
-    done = run("package", "validate", str(wrong))
+    done = typed("package", "validate", str(wrong))
     assert done.returncode == 1 and "not valid: 1 check failed" in done.stderr
     assert "it has changed or was cut short" in done.stdout
     code, found = told("package", "validate", str(wrong))
@@ -94,7 +95,7 @@ def test_a_refused_source(training: Path, tmp_path: Path) -> None:
     broken = Path(shutil.copytree(training, tmp_path / "anna"))
     (broken / "landmarks/4.lms").unlink()
     target = tmp_path / "out"
-    done = run("package", "build", str(broken), "-o", str(target), "--strict")
+    done = typed("package", "build", str(broken), "-o", str(target), "--strict")
     assert done.returncode == 1 and "nothing was written: it has warnings" in done.stderr
     assert "none for frame 4" in done.stdout
     shutil.rmtree(broken / "landmarks")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import lipsync
+from tests.commands import typed
 from tests.packages import make_package
 from tests.serving import ServerProcess
 
@@ -50,16 +52,16 @@ def test_inspect_shows_every_part(models: Path) -> None:
 
 
 def test_inspect_for_programs(models: Path) -> None:
-    done = run("package", "inspect", str(models / "anna"), "--json")
+    done = typed("package", "inspect", str(models / "anna"), "--json")
     found = json.loads(done.stdout)
     assert found["usable"] and found["frame_count"] == 12 and found["crop_size"] == 328
     assert found["audio"]["front_end"] == "ave" and found["files"]["full_body"] > 0
 
 
 def test_inspect_tells_what_is_wrong(models: Path) -> None:
-    done = run("package", "inspect", str(models / "broken"))
+    done = typed("package", "inspect", str(models / "broken"))
     assert done.returncode == 1 and "the folder is empty" in done.stderr and "Traceback" not in done.stderr
-    done = run("package", "inspect", str(models / "broken"), "--json")
+    done = typed("package", "inspect", str(models / "broken"), "--json")
     found = json.loads(done.stdout)
     assert done.returncode == 1 and not found["usable"] and set(found["problems"][0]) == {"where", "found", "expected"}
 
@@ -77,7 +79,7 @@ def test_problems_are_whole_lines_in_a_log(models: Path, tmp_path: Path) -> None
 
 
 def test_doctor_looks_at_everything() -> None:
-    done = run("doctor", "--port", "0")
+    done = typed("doctor", "--port", "0")
     assert done.returncode == 0, done.stdout
     for expected in ("Python", "device", "CPU", "memory", "Pillow-SIMD", "libjpeg-turbo", "codecs", "headers", "port"):
         assert expected in done.stdout
@@ -88,12 +90,15 @@ def test_doctor_names_a_taken_port() -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        done = run("doctor", "--port", str(port))
+        done = typed("doctor", "--port", str(port))
     assert done.returncode == 0 and f"{port} is taken" in done.stdout
 
 
 def test_serve_then_check_then_sigterm(models: Path, tmp_path: Path) -> None:
-    with ServerProcess("--models", str(models), "--load", "anna", "--port", "0") as server:
+    served = tmp_path / "models"
+    shutil.copytree(models / "anna", served / "anna")
+    make_package(served / "ben", frames=2)
+    with ServerProcess("--models", str(served), "--load", "anna", "--load", "ben", "--port", "0") as server:
         assert "full_body" in server.output and "640x360, 12 frames at 25 fps" in server.output
         assert "of memory in use" in server.output and "cpu" in server.output
         done = run("check", server.address, "--save", str(tmp_path / "first.jpg"))
@@ -104,7 +109,8 @@ def test_serve_then_check_then_sigterm(models: Path, tmp_path: Path) -> None:
             "frame 0 of anna",
             "batch of 6",
             "stream of 20 at 50 fps",
-            "has no audio encoder",  # and so live audio is skipped
+            "batch of 6 with audio",
+            "live audio, 1 s",
             "stats",
             "network p50",
             "whole frame",
@@ -112,7 +118,10 @@ def test_serve_then_check_then_sigterm(models: Path, tmp_path: Path) -> None:
             assert expected in done.stdout
         assert "the model has 12 frames" in done.stdout  # 50 and 100 are skipped, and it says why
         assert (tmp_path / "first.jpg").read_bytes().startswith(b"\xff\xd8")
-        done = run("check", server.address, "--model", "nobody")
+        done = typed("check", server.address, "--model", "ben", "--save", str(tmp_path / "second.jpg"))
+        assert done.returncode == 0 and "FAILED" not in done.stdout
+        assert "live audio" in done.stdout and "'ben' has no audio encoder" in done.stdout  # skipped, and it says why
+        done = typed("check", server.address, "--model", "nobody")
         assert done.returncode == 1 and "FAILED" in done.stdout and "'nobody' is not loaded" in done.stdout
         assert server.stop(signal.SIGTERM) == 0
     done = run("check", server.address)
@@ -136,17 +145,19 @@ def test_serving_a_folder_leaves_out_what_cannot_be_used(models: Path) -> None:
     ],
 )
 def test_a_wrong_argument_is_one_line(arguments: tuple[str, ...], message: str) -> None:
-    done = run(*arguments)
+    done = typed(*arguments)
     assert done.returncode == 1
     assert message in done.stderr and "Traceback" not in done.stderr
 
 
-def test_a_package_asked_for_by_name_must_be_there(models: Path) -> None:
-    done = run("serve", "--models", str(models), LIPSYNC_LOAD="anna,zoe")
+def test_a_package_asked_for_by_name_must_be_there(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setenv("LIPSYNC_LOAD", "anna,zoe")
+        done = typed("serve", "--models", str(models))
     assert done.returncode == 1 and "no package 'zoe'" in done.stderr
-    done = run("serve", "--models", str(models), "--load", "zoe")
+    done = typed("serve", "--models", str(models), "--load", "zoe")
     assert done.returncode == 1 and "no package 'zoe'" in done.stderr and "anna" in done.stderr
-    done = run("serve", "--models", str(models), "--load", "broken")
+    done = typed("serve", "--models", str(models), "--load", "broken")
     assert done.returncode == 1 and "the folder is empty" in done.stderr
 
 

@@ -13,6 +13,7 @@ from lipsync.cli.commands import score
 from lipsync.quality.card import N_FRAMES
 from lipsync.quality.criteria import CRITERIA
 from tests.cli.test_commands import run
+from tests.commands import typed
 from tests.packages import make_package
 
 
@@ -23,8 +24,7 @@ def anna(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run_score(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    # One thread: a small network gains nothing from more, and loses much where something else runs beside it.
-    return run("package", "score", str(folder), "--runtime", "torch-float32", *options, OMP_NUM_THREADS="1")
+    return typed("package", "score", str(folder), "--runtime", "torch-float32", *options)
 
 
 def test_a_card_is_a_table(anna: Path) -> None:
@@ -53,12 +53,14 @@ def test_a_card_for_programs(anna: Path) -> None:
 
 
 def test_strict_makes_it_the_exit_code(anna: Path) -> None:
-    done = run_score(anna, "--strict", "--frames", "4")
+    options = ("--strict", "--frames", "4", "--runtime", "torch-float32")
+    # One thread: a small network gains nothing from more, and loses much where something else runs beside it.
+    done = run("package", "score", str(anna), *options, OMP_NUM_THREADS="1")
     assert done.returncode == 1 and "NOT GOOD" in done.stdout and done.stderr == ""
 
 
 def test_strict_lets_a_good_package_pass(demo_package: Path) -> None:
-    done = run("package", "score", str(demo_package), "--strict", "--frames", "40")
+    done = typed("package", "score", str(demo_package), "--strict", "--frames", "40")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "r² 0.9" in done.stdout and "NOT GOOD" not in done.stdout and "not measured" not in done.stdout
 

@@ -28,6 +28,12 @@ def folder(training: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another one, of few frames and small faces; read only."""
+    return make_training_folder(tmp_path_factory.mktemp("training") / "bert", frames=30, crop=168, epochs=[3])
+
+
+@pytest.fixture(scope="session")
 def built(training: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Its package, with a certificate of four frames; read only."""
     target = tmp_path_factory.mktemp("packages") / "anna"

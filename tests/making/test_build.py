@@ -32,7 +32,6 @@ from tests.making.training import drawn, landmark_lines, make_training_folder, m
 from tests.packages import make_package
 
 N = 60
-SHORT = replace(FAST, frames=(0, 30))
 
 
 @pytest.fixture
@@ -167,7 +166,7 @@ def test_preflight_alone_writes_nothing(training: Path, tmp_path: Path) -> None:
 # Interrupted
 
 
-def stopped_at(training: Path, target: Path, frame: int) -> None:
+def stopped_at(source: Path, target: Path, frame: int) -> None:
     """Build, and stop when so many frames are done."""
     stop = threading.Event()
 
@@ -176,13 +175,13 @@ def stopped_at(training: Path, target: Path, frame: int) -> None:
             stop.set()
 
     with pytest.raises(BuildStopped):
-        build_package(training, target, SHORT, progress=on_progress, stop=stop)
+        build_package(source, target, FAST, progress=on_progress, stop=stop)
 
 
 @pytest.mark.usefixtures("short_segments")
-def test_an_interrupted_build_goes_on_where_it_was(training: Path, tmp_path: Path) -> None:
+def test_an_interrupted_build_goes_on_where_it_was(small: Path, tmp_path: Path) -> None:
     target = tmp_path / "out" / "anna"
-    stopped_at(training, target, 19)
+    stopped_at(small, target, 19)
     assert not target.exists()
     draft = draft_folder(target)
     finished = {path: path.stat().st_mtime_ns for path in (draft / "segments").glob("*.mp4")}
@@ -190,14 +189,14 @@ def test_an_interrupted_build_goes_on_where_it_was(training: Path, tmp_path: Pat
 
     written: list[int] = []
     result = build_package(
-        training, target, SHORT, progress=lambda stage, done, total: written.append(done) if stage == "frames" else None
+        small, target, FAST, progress=lambda stage, done, total: written.append(done) if stage == "frames" else None
     )
     assert result == Built(target, resumed=True)
     assert min(written) == 17, "what was finished is not written again"
     assert [path.name for path in target.parent.iterdir()] == ["anna"]
 
     whole = tmp_path / "whole"
-    build_package(training, whole, SHORT)
+    build_package(small, whole, FAST)
     continued = decoded(target)
     for role, frames in decoded(whole).items():
         # x264 does not write the same bytes every time; neighbouring frames are 35 dB apart.
@@ -205,11 +204,11 @@ def test_an_interrupted_build_goes_on_where_it_was(training: Path, tmp_path: Pat
 
 
 @pytest.mark.usefixtures("short_segments")
-def test_a_draft_of_another_source_is_not_used(folder: Path, tmp_path: Path) -> None:
-    target = tmp_path / "out"
+def test_a_draft_of_another_source_is_not_used(small: Path, tmp_path: Path) -> None:
+    folder, target = Path(shutil.copytree(small, tmp_path / "bert")), tmp_path / "out"
     stopped_at(folder, target, 19)
     (folder / "landmarks/2.lms").write_text(landmark_lines((10, 10, 170, 0)))
-    assert not build_package(folder, target, SHORT).resumed
+    assert not build_package(folder, target, FAST).resumed
     assert ModelPackage.open(target).rectangles[2].tolist() == [10, 10, 170, 170]
 
 
@@ -221,28 +220,28 @@ def test_stopped_before_anything(training: Path, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_building_again_does_nothing(training: Path, tmp_path: Path) -> None:
+def test_building_again_does_nothing(small: Path, tmp_path: Path) -> None:
     target = tmp_path / "out"
     options = replace(FAST, frames=(0, 4))
-    build_package(training, target, options)
+    build_package(small, target, options)
     before = {path: path.stat().st_mtime_ns for path in target.rglob("*")}
-    assert build_package(training, target, options) == Built(target, was_there=True)
+    assert build_package(small, target, options) == Built(target, was_there=True)
     assert before == {path: path.stat().st_mtime_ns for path in target.rglob("*")}
-    assert build_package(training, target, replace(options, frames=(0, 3))) == Built(target)
+    assert build_package(small, target, replace(options, frames=(0, 3))) == Built(target)
     assert ModelPackage.open(target).frame_count == 3
 
 
-def test_what_is_at_the_target(training: Path, tmp_path: Path) -> None:
+def test_what_is_at_the_target(small: Path, tmp_path: Path) -> None:
     options = replace(FAST, frames=(0, 3))
     (tmp_path / "out").mkdir()
     (tmp_path / "out/notes.txt").write_text("mine")
     with pytest.raises(PackageError, match="something else is there.*--force"):
-        build_package(training, tmp_path / "out", options)
+        build_package(small, tmp_path / "out", options)
     assert (tmp_path / "out/notes.txt").read_text() == "mine"
-    build_package(training, tmp_path / "out", options, force=True)
+    build_package(small, tmp_path / "out", options, force=True)
     assert ModelPackage.open(tmp_path / "out").frame_count == 3
     with pytest.raises(PackageError, match="the source lies in it"):
-        build_package(training, training.parent, options, force=True)
+        build_package(small, small.parent, options, force=True)
 
 
 # Older packages
@@ -250,7 +249,7 @@ def test_what_is_at_the_target(training: Path, tmp_path: Path) -> None:
 
 def test_an_older_package_is_converted(tmp_path: Path) -> None:
     """Videos stay as they are, byte for byte."""
-    old = make_package(tmp_path / "eve", frames=12, layout="package_info", weights="wrapped", width=320, height=240)
+    old = make_package(tmp_path / "eve", frames=4, layout="package_info", weights="wrapped", width=320, height=240)
     build_package(old, tmp_path / "new", replace(FAST, certificate_frames=2))
     package, before = ModelPackage.open(tmp_path / "new"), ModelPackage.open(old)
     assert package.name == "ada_dataset"
