@@ -59,7 +59,7 @@ class LiveAudio:
             reading = self._encoders[path] = loop.run_in_executor(self._recording_thread, _read_encoder, path)
         try:
             return await asyncio.shield(reading)
-        except LipsyncError:
+        except Exception:
             self._encoders.pop(path, None)  # it may be there the next time
             raise
 
