@@ -364,7 +364,6 @@ class Utterance:
         self._hear(self._resampler.finish())
         if self._n_heard < SAMPLES_PER_FEATURE:  # of a click a recording would have no features
             self._features.push(np.zeros(SAMPLES_PER_FEATURE - self._n_heard, np.float32))
-            self._rows = np.empty((0, FEATURE_WIDTH), np.float32)
         self._rows = np.concatenate((self._rows, self._features.finish()))
 
     @property

@@ -148,7 +148,8 @@ def test_resampling_does_not_depend_on_the_pieces(n_samples: int, sizes: list[in
     ]
     expected = np.concatenate((whole.push(samples), whole.finish()))
     assert np.array_equal(np.concatenate([*made, parts.finish()]), expected)
-    assert abs(len(expected) - n_samples * 16_000 / 44_100) <= 16  # its filter is longer than a few samples
+    # Its filter is longer than a few samples: of those nothing may be left.
+    assert n_samples < 100 or abs(len(expected) - n_samples * 16_000 / 44_100) <= 8
 
 
 @pytest.mark.parametrize("rate_hz", [8_000, 24_000, 44_100])
