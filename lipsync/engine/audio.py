@@ -10,12 +10,9 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
-import av
-import av.error
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -24,6 +21,7 @@ from torch.nn import functional
 
 from lipsync.engine.unet import load_weights, unwrap_state_dict
 from lipsync.errors import CheckpointError, MediaError
+from lipsync.recordings import decoded
 
 Float32 = npt.NDArray[np.float32]
 
@@ -55,11 +53,6 @@ FEATURE_WIDTH = 512
 WINDOW_ROWS_BEFORE = {16: 8, 8: 4}
 """Feature rows of a window that lie before its frame, by the window's length."""
 
-SAFE_OPTIONS = {
-    "protocol_whitelist": "file",
-    "format_whitelist": "wav,w64,mp3,mov,matroska,ogg,flac,aac,aiff,caf,au",
-}
-"""Recordings alone: a playlist under another name must not make FFmpeg open what it lists."""
 MAX_AUDIO_SECONDS = 4 * 3600
 """Longer recordings are refused: at 16 kHz this is already 460 MB of samples."""
 
@@ -94,19 +87,11 @@ def read_audio(path: str | os.PathLike[str]) -> npt.NDArray[np.int16]:
     name = Path(path).name
     parts: list[npt.NDArray[np.int16]] = []
     total = 0
-    try:
-        with av.open(os.fspath(path), options=SAFE_OPTIONS) as container:
-            if not container.streams.audio:
-                raise MediaError(f"{name}: no audio track in it; give a WAV, MP3 or M4A file")
-            resampler = av.AudioResampler(format="s16", layout="mono", rate=SAMPLE_RATE_HZ)
-            for decoded in chain(container.decode(audio=0), (None,)):  # None flushes the resampler
-                for frame in resampler.resample(decoded):
-                    parts.append(frame.to_ndarray().reshape(-1).astype(np.int16, copy=False))
-                    total += len(parts[-1])
-                if total > MAX_AUDIO_SECONDS * SAMPLE_RATE_HZ:
-                    raise MediaError(f"{name}: longer than {MAX_AUDIO_SECONDS // 3600} hours; cut it into parts")
-    except (av.error.FFmpegError, OSError) as error:
-        raise MediaError(f"{name}: cannot be read as audio ({error}); give a WAV, MP3 or M4A file") from error
+    for samples in decoded(path):
+        parts.append(samples.astype(np.int16, copy=False))
+        total += len(samples)
+        if total > MAX_AUDIO_SECONDS * SAMPLE_RATE_HZ:
+            raise MediaError(f"{name}: longer than {MAX_AUDIO_SECONDS // 3600} hours; cut it into parts")
     if not total:
         raise MediaError(f"{name}: the audio track is empty")
     return np.concatenate(parts)

@@ -15,8 +15,9 @@ import av.error
 import numpy as np
 import numpy.typing as npt
 
-from lipsync.engine.audio import SAFE_OPTIONS, SAMPLE_RATE_HZ
+from lipsync.engine.audio import SAMPLE_RATE_HZ
 from lipsync.errors import MediaError
+from lipsync.recordings import SAFE_OPTIONS
 
 Int16 = npt.NDArray[np.int16]
 
