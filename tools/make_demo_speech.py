@@ -19,8 +19,8 @@ import av
 import numpy as np
 import numpy.typing as npt
 
-from lipsync.demo.speech import ASSETS, Phoneme, Timeline, write_wav
-from lipsync.engine.audio import SAMPLE_RATE_HZ
+from lipsync.demo.speech import ASSETS, Phoneme, Timeline
+from lipsync.engine.audio import SAMPLE_RATE_HZ, write_wav
 
 ROOT = Path(__file__).resolve().parent.parent
 PEAK = 0.7  # of full scale, so that every recording is about as loud

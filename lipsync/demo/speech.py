@@ -194,12 +194,3 @@ def read_wav(path: Path) -> npt.NDArray[np.int16]:
         if (file.getnchannels(), file.getsampwidth(), file.getframerate()) != (1, 2, SAMPLE_RATE_HZ):
             raise ValueError(f"{path.name} is not 16-bit mono at {SAMPLE_RATE_HZ} Hz")
         return np.frombuffer(file.readframes(file.getnframes()), "<i2").astype(np.int16)
-
-
-def write_wav(path: Path, samples: npt.NDArray[np.int16]) -> None:
-    """Write (n,) int16 samples as mono, 16 kHz."""
-    with wave.open(str(path), "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(SAMPLE_RATE_HZ)
-        file.writeframes(samples.astype("<i2").tobytes())

@@ -7,6 +7,7 @@ the digit: another mel spectrogram moves nobody's lips correctly. Everything is 
 from __future__ import annotations
 
 import os
+import wave
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -95,6 +96,15 @@ def read_audio(path: str | os.PathLike[str]) -> npt.NDArray[np.int16]:
     if not total:
         raise MediaError(f"{name}: the audio track is empty")
     return np.concatenate(parts)
+
+
+def write_wav(path: Path, samples: npt.NDArray[np.int16]) -> None:
+    """Write (n,) int16 samples as mono, 16 kHz."""
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(SAMPLE_RATE_HZ)
+        file.writeframes(samples.astype("<i2").tobytes())
 
 
 def _hz_to_mel(hz: float) -> float:

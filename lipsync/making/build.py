@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import wave
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
-from lipsync.engine.audio import SAMPLE_RATE_HZ
+from lipsync.engine.audio import write_wav
 from lipsync.engine.package import MANIFEST, ModelPackage
 from lipsync.engine.video import DecodingStopped, StopSignal
 from lipsync.making.certificate import certify
@@ -192,13 +190,4 @@ def _write_parts(plan: Plan, folder: Path, files: dict[str, str]) -> None:
     if plan.encoder_state is not None:
         write_weights(folder / files["audio_encoder"], plan.encoder_state)
     if plan.speech is not None:
-        _write_wav(folder / files["speech"], plan.speech)
-
-
-def _write_wav(path: Path, samples: npt.NDArray[np.int16]) -> None:
-    """(n,) int16 samples as mono, 16 kHz."""
-    with wave.open(str(path), "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(SAMPLE_RATE_HZ)
-        file.writeframes(samples.astype("<i2").tobytes())
+        write_wav(folder / files["speech"], plan.speech)
