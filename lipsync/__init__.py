@@ -29,6 +29,7 @@ from lipsync.errors import (
     PackageProblem,
     PermissionDeniedError,
     ProtocolError,
+    UnauthenticatedError,
 )
 from lipsync.transport.client import Client
 from lipsync.types import (
@@ -90,6 +91,7 @@ __all__ = [
     "SpeechEventKind",
     "SpeechOptions",
     "StepTimes",
+    "UnauthenticatedError",
     "serve",
 ]
 

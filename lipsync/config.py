@@ -17,6 +17,16 @@ MODEL_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 """What a model may be called."""
 BLENDS = ("hard", "feather", "matched")
 """How a face may meet the frame around it."""
+LOG_FORMATS = ("auto", "text", "json")
+LOG_LEVELS = ("debug", "info", "warning", "error")
+TIMEOUTS = (
+    "max_call_s",
+    "handshake_timeout_s",
+    "message_timeout_s",
+    "idle_timeout_s",
+    "keepalive_s",
+    "send_timeout_s",
+)
 JPEG_QUALITIES = range(1, 96)
 """Above 95 a JPEG only grows (libjpeg's own advice)."""
 
@@ -47,6 +57,19 @@ class EngineConfig:
     )
     max_queue_size: int = setting(512, "Frames that may wait, of all callers together; beyond it calls are refused.")
     max_models: int = setting(32, "Models that may be loaded at a time.")
+    models_budget_mb: int = setting(
+        0,
+        "MiB that all loaded models may take together: beyond it, those not used for longest and not in use make room; "
+        "0 means no limit.",
+    )
+    pinned: tuple[str, ...] = setting((), "Models that never make room for others.")
+    load_on_demand: bool = setting(
+        False, "Load a package of the folder of models when a frame of it is asked for, instead of answering NOT_FOUND."
+    )
+    reload_s: float = setting(
+        0.0,
+        "How often packages on disk are looked at, in seconds: one that was replaced is loaded anew. 0 never looks.",
+    )
     jpeg_quality: int = setting(90, "JPEG quality where a request names none, 1 to 95.")
     blend: str = setting(
         "matched",
@@ -91,6 +114,8 @@ class EngineConfig:
             f"max_queue_size is {self.max_queue_size}; expected at least max_batch_size ({self.max_batch_size})",
         )
         require(self.max_models >= 1, f"max_models is {self.max_models}; expected at least 1")
+        require(self.models_budget_mb >= 0, f"models_budget_mb is {self.models_budget_mb}; expected 0 or more")
+        require(self.reload_s >= 0, f"reload_s is {self.reload_s:g}; expected 0 or more")
         require(self.jpeg_quality in JPEG_QUALITIES, f"jpeg_quality is {self.jpeg_quality}; expected 1 to 95")
         require(self.blend in BLENDS, f"blend is {self.blend!r}; expected {', '.join(BLENDS[:-1])} or {BLENDS[-1]}")
         require(self.max_sessions >= 1, f"max_sessions is {self.max_sessions}; expected at least 1")
@@ -104,26 +129,82 @@ class EngineConfig:
 class ServerConfig:
     """How frames are served."""
 
-    host: str = setting("127.0.0.1", "Address to listen on. There is no TLS yet: keep it on loopback or a private net.")
+    host: str = setting(
+        "127.0.0.1", "Address to listen on. One that others can reach needs TLS and tokens, or `insecure`."
+    )
     port: int = setting(50051, "Port to listen on; 0 takes a free one and says which.")
+    insecure: bool = setting(False, "Serve on a public address without TLS or without tokens, all the same.")
+    tls_cert: str = setting("", "File with the server's certificate and those between it and its root, PEM.")
+    tls_key: str = setting("", "File with the certificate's private key, PEM.")
+    tls_client_ca: str = setting("", "File with the CAs, PEM, whose certificates clients must show (mutual TLS).")
+    tokens: str = setting("", "File of bearer tokens and their roles. Empty: whoever can connect may do everything.")
     models: str = setting("", "Folder of model packages; LoadPackage loads from below it alone. Empty: the demo alone.")
     load: tuple[str, ...] = setting(
         (), "Models that `lipsync serve` loads at its start, of those in the folder. Empty: all of them."
     )
-    max_message_bytes: int = setting(50 * MIB, "Largest message, either way, in bytes.")
+    max_request_bytes: int = setting(4 * MIB, "Largest message of a client, in bytes, but for batches.")
+    max_message_bytes: int = setting(50 * MIB, "Largest message of a batch call, and largest answer, in bytes.")
+    max_inflight_bytes: int = setting(
+        256 * MIB, "Bytes of all clients' messages together that are being received; beyond it calls are refused."
+    )
+    max_connections: int = setting(1024, "Connections at a time; beyond it new ones are closed at once.")
+    max_streams: int = setting(1000, "Calls at a time on one connection; beyond it each is refused.")
     max_batch_frames: int = setting(128, "Frames of one batch call, at most.")
     stream_in_flight: int = setting(8, "Frames of one stream that are being made at a time.")
+    max_call_s: float = setting(
+        300.0, "Longest that a call may take that is no stream and no load, in seconds, whatever its client asks."
+    )
+    handshake_timeout_s: float = setting(
+        10.0, "How long a client may take for the TLS handshake, and then for the first bytes of HTTP/2, in seconds."
+    )
+    message_timeout_s: float = setting(30.0, "How long a message may take to come in, once it began, in seconds.")
+    idle_timeout_s: float = setting(60.0, "How long a connection without calls is kept, in seconds.")
+    keepalive_s: float = setting(
+        30.0, "A connection with calls that is silent for as long is asked for a sign of life, and closed without one."
+    )
     send_timeout_s: float = setting(
         60.0, "How long a client of a stream may leave an answer untaken before its call is ended, in seconds."
     )
-    grace_s: float = setting(10.0, "How long calls in flight may finish after SIGTERM or Ctrl-C, in seconds.")
+    drain_delay_s: float = setting(
+        0.0, "After SIGTERM: how long calls are still taken while health says NOT_SERVING, for load balancers."
+    )
+    grace_s: float = setting(10.0, "Then, how long calls in flight may finish, in seconds.")
+    reflection: bool = setting(False, "Tell clients such as buf curl and grpcurl what services there are.")
+    metrics: bool = setting(True, "Serve Prometheus metrics, on a port of their own.")
+    metrics_host: str = setting("127.0.0.1", "Address for metrics.")
+    metrics_port: int = setting(8002, "Port for metrics; 0 takes a free one and says which.")
+    log_format: str = setting("auto", "text, json, or auto: text on a terminal, JSON otherwise.")
+    log_level: str = setting("info", "debug, info, warning or error.")
 
     def __post_init__(self) -> None:
         require(0 <= self.port <= 65535, f"port is {self.port}; expected 0 to 65535")
         require(
             self.max_message_bytes >= 1024, f"max_message_bytes is {self.max_message_bytes}; expected at least 1024"
         )
+        require(
+            self.max_request_bytes >= 1024, f"max_request_bytes is {self.max_request_bytes}; expected at least 1024"
+        )
+        require(
+            self.max_inflight_bytes >= self.max_message_bytes,
+            f"max_inflight_bytes is {self.max_inflight_bytes}; expected at least max_message_bytes",
+        )
+        require(self.max_connections >= 1, f"max_connections is {self.max_connections}; expected at least 1")
+        require(1 <= self.max_streams < 2**31, f"max_streams is {self.max_streams}; expected at least 1")
         require(self.max_batch_frames >= 1, f"max_batch_frames is {self.max_batch_frames}; expected at least 1")
         require(self.stream_in_flight >= 1, f"stream_in_flight is {self.stream_in_flight}; expected at least 1")
-        require(self.send_timeout_s > 0, f"send_timeout_s is {self.send_timeout_s:g}; expected more than 0")
-        require(self.grace_s >= 0, f"grace_s is {self.grace_s}; expected 0 or more")
+        for name in TIMEOUTS:
+            value = getattr(self, name)
+            require(value > 0, f"{name} is {value:g}; expected more than 0")
+        for name in ("drain_delay_s", "grace_s"):
+            value = getattr(self, name)
+            require(value >= 0, f"{name} is {value:g}; expected 0 or more")
+        require(0 <= self.metrics_port <= 65535, f"metrics_port is {self.metrics_port}; expected 0 to 65535")
+        require(
+            bool(self.tls_cert) == bool(self.tls_key),
+            "tls_cert and tls_key belong together; one of them is missing",
+        )
+        require(
+            not self.tls_client_ca or bool(self.tls_cert), "tls_client_ca needs the server's own tls_cert and tls_key"
+        )
+        require(self.log_format in LOG_FORMATS, f"log_format is {self.log_format!r}; expected {', '.join(LOG_FORMATS)}")
+        require(self.log_level in LOG_LEVELS, f"log_level is {self.log_level!r}; expected {', '.join(LOG_LEVELS)}")

@@ -13,6 +13,7 @@
     ├── OverloadedError         the queue is full; try again later
     ├── MessageTooLargeError    a message is larger than the limit
     ├── DeadlineError           the deadline passed before the answer was there
+    ├── UnauthenticatedError    the caller did not show a token that the server knows
     ├── PermissionDeniedError   the caller may not do this
     ├── EngineClosedError       the engine or server is shutting down
     ├── ConnectionLostError     no server answers at the address, or the connection broke
@@ -53,6 +54,7 @@ __all__ = [
     "PackageProblem",
     "PermissionDeniedError",
     "ProtocolError",
+    "UnauthenticatedError",
 ]
 
 
@@ -173,8 +175,19 @@ class InvalidRequestError(_MessageError):
     """A request's values are wrong in themselves, whatever is loaded."""
 
 
-class OverloadedError(_MessageError):
-    """Too much is queued already. Nothing was started; try again after a pause."""
+class OverloadedError(LipsyncError):
+    """Too much is queued already, or too little memory is left. Nothing was started; try again after a pause.
+
+    `retry_after_ms` says after which: None if nobody knows, negative if trying again is of no use.
+    """
+
+    def __init__(self, message: str, *, retry_after_ms: int | None = None) -> None:
+        self.message = message
+        self.retry_after_ms = retry_after_ms
+        super().__init__(message)
+
+    def _text(self) -> str:
+        return self.message
 
 
 class MessageTooLargeError(LipsyncError):
@@ -194,6 +207,10 @@ class MessageTooLargeError(LipsyncError):
 
 class DeadlineError(_MessageError):
     """The deadline passed before the answer was there."""
+
+
+class UnauthenticatedError(_MessageError):
+    """The caller did not show a token that the server knows. Says nothing about what was wrong with it."""
 
 
 class PermissionDeniedError(_MessageError):

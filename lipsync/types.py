@@ -242,6 +242,12 @@ class ModelInfo:
         memory_bytes: what the model keeps in memory; 0 when told by a server.
         parts: what it was loaded from; empty when told by a server.
         message: what was done, for people.
+        width, height: of the whole frames, in pixels; 0 when told by the answer to a load.
+        fps: frames a second.
+        audio_file: the audio features' file, inside of the package.
+        bounds: the face in the first frame.
+        pinned: True if it is never put out of memory to make room.
+        version: tells one loading of a package from the next.
     """
 
     name: str
@@ -255,6 +261,13 @@ class ModelInfo:
     memory_bytes: int = 0
     parts: tuple[LoadedPart, ...] = ()
     message: str = ""
+    width: int = 0
+    height: int = 0
+    fps: float = 25.0
+    audio_file: str = ""
+    bounds: Bounds = Bounds(0, 0, 0, 0)
+    pinned: bool = False
+    version: str = ""
 
 
 @dataclass(frozen=True, slots=True)

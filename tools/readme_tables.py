@@ -9,9 +9,7 @@ The settings come from lipsync.config, the calls and fields from the comments of
 from __future__ import annotations
 
 import re
-import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 from google.protobuf import descriptor_pb2
@@ -20,7 +18,7 @@ from lipsync.cli.settings import SETTINGS
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
-PROTO = ROOT / "api" / "optimized_lipsyncsrv.proto"
+DESCRIPTORS = ROOT / "api" / "optimized_lipsyncsrv" / "descriptors.binpb"
 
 
 def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
@@ -38,11 +36,7 @@ def settings_table() -> str:
 
 def described_proto() -> descriptor_pb2.FileDescriptorProto:
     """The contract with its comments."""
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder, "set.binpb")
-        arguments = ("-I", str(PROTO.parent), f"--descriptor_set_out={out}", "--include_source_info", PROTO.name)
-        subprocess.run([sys.executable, "-m", "grpc_tools.protoc", *arguments], check=True)
-        return descriptor_pb2.FileDescriptorSet.FromString(out.read_bytes()).file[0]
+    return descriptor_pb2.FileDescriptorSet.FromString(DESCRIPTORS.read_bytes()).file[0]
 
 
 def calls_table() -> str:

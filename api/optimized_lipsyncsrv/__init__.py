@@ -409,6 +409,74 @@ class LoadPackageResponse(betterproto.Message):
 
 
 @dataclass(eq=False, repr=False)
+class UnloadPackageRequest(betterproto.Message):
+    model_name: str = betterproto.string_field(1)
+    """The model's name, as loaded."""
+
+
+@dataclass(eq=False, repr=False)
+class UnloadPackageResponse(betterproto.Message):
+    success: bool = betterproto.bool_field(1)
+    """True: what goes wrong fails the call."""
+
+    model_name: str = betterproto.string_field(2)
+    """As asked."""
+
+
+@dataclass(eq=False, repr=False)
+class ModelMetadataRequest(betterproto.Message):
+    model_name: str = betterproto.string_field(1)
+    """The model's name, as loaded."""
+
+
+@dataclass(eq=False, repr=False)
+class ModelMetadataResponse(betterproto.Message):
+    success: bool = betterproto.bool_field(1)
+    """
+    False if there is no such model: then `error` says so, and the rest is empty.
+    """
+
+    model_name: str = betterproto.string_field(2)
+    """As asked."""
+
+    frame_count: int = betterproto.int32_field(3)
+    """Frames of the video; valid frame ids are 0 to frame_count - 1."""
+
+    available_videos: List[str] = betterproto.string_field(4)
+    """Roles of the package's videos: "full_body", "crops_328" ..."""
+
+    audio_path: str = betterproto.string_field(5)
+    """The audio features' file, inside of the package."""
+
+    bounds: List[float] = betterproto.float_field(6)
+    """The face in the first frame, in pixels: [x, y, width, height]."""
+
+    error: str = betterproto.string_field(7)
+    """What is wrong; empty on success."""
+
+    width: int = betterproto.int32_field(8)
+    """Of the whole frames, in pixels."""
+
+    height: int = betterproto.int32_field(9)
+    fps: float = betterproto.float_field(10)
+    """Frames a second."""
+
+    device: str = betterproto.string_field(11)
+    """Where the network runs: "cpu", "cuda:0"."""
+
+    memory_bytes: int = betterproto.int64_field(12)
+    """What the model keeps in memory."""
+
+    pinned: bool = betterproto.bool_field(13)
+    """True if it is never put out of memory to make room."""
+
+    version: str = betterproto.string_field(14)
+    """
+    Tells one loading of a package from the next: it changes when the package is loaded anew.
+    """
+
+
+@dataclass(eq=False, repr=False)
 class StatsRequest(betterproto.Message):
     model_name: str = betterproto.string_field(1)
     """The model's name, as loaded."""
@@ -628,6 +696,40 @@ class OptimizedLipSyncServiceStub(betterproto.ServiceStub):
             metadata=metadata,
         )
 
+    async def unload_package(
+        self,
+        unload_package_request: "UnloadPackageRequest",
+        *,
+        timeout: Optional[float] = None,
+        deadline: Optional["Deadline"] = None,
+        metadata: Optional["MetadataLike"] = None
+    ) -> "UnloadPackageResponse":
+        return await self._unary_unary(
+            "/optimized_lipsyncsrv.OptimizedLipSyncService/UnloadPackage",
+            unload_package_request,
+            UnloadPackageResponse,
+            timeout=timeout,
+            deadline=deadline,
+            metadata=metadata,
+        )
+
+    async def get_model_metadata(
+        self,
+        model_metadata_request: "ModelMetadataRequest",
+        *,
+        timeout: Optional[float] = None,
+        deadline: Optional["Deadline"] = None,
+        metadata: Optional["MetadataLike"] = None
+    ) -> "ModelMetadataResponse":
+        return await self._unary_unary(
+            "/optimized_lipsyncsrv.OptimizedLipSyncService/GetModelMetadata",
+            model_metadata_request,
+            ModelMetadataResponse,
+            timeout=timeout,
+            deadline=deadline,
+            metadata=metadata,
+        )
+
     async def get_stats(
         self,
         stats_request: "StatsRequest",
@@ -715,6 +817,16 @@ class OptimizedLipSyncServiceBase(ServiceBase):
     ) -> "LoadPackageResponse":
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
+    async def unload_package(
+        self, unload_package_request: "UnloadPackageRequest"
+    ) -> "UnloadPackageResponse":
+        raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
+
+    async def get_model_metadata(
+        self, model_metadata_request: "ModelMetadataRequest"
+    ) -> "ModelMetadataResponse":
+        raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
+
     async def get_stats(self, stats_request: "StatsRequest") -> "StatsResponse":
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
@@ -778,6 +890,22 @@ class OptimizedLipSyncServiceBase(ServiceBase):
         response = await self.load_package(request)
         await stream.send_message(response)
 
+    async def __rpc_unload_package(
+        self,
+        stream: "grpclib.server.Stream[UnloadPackageRequest, UnloadPackageResponse]",
+    ) -> None:
+        request = await stream.recv_message()
+        response = await self.unload_package(request)
+        await stream.send_message(response)
+
+    async def __rpc_get_model_metadata(
+        self,
+        stream: "grpclib.server.Stream[ModelMetadataRequest, ModelMetadataResponse]",
+    ) -> None:
+        request = await stream.recv_message()
+        response = await self.get_model_metadata(request)
+        await stream.send_message(response)
+
     async def __rpc_get_stats(
         self, stream: "grpclib.server.Stream[StatsRequest, StatsResponse]"
     ) -> None:
@@ -836,6 +964,18 @@ class OptimizedLipSyncServiceBase(ServiceBase):
                 grpclib.const.Cardinality.UNARY_UNARY,
                 LoadPackageRequest,
                 LoadPackageResponse,
+            ),
+            "/optimized_lipsyncsrv.OptimizedLipSyncService/UnloadPackage": grpclib.const.Handler(
+                self.__rpc_unload_package,
+                grpclib.const.Cardinality.UNARY_UNARY,
+                UnloadPackageRequest,
+                UnloadPackageResponse,
+            ),
+            "/optimized_lipsyncsrv.OptimizedLipSyncService/GetModelMetadata": grpclib.const.Handler(
+                self.__rpc_get_model_metadata,
+                grpclib.const.Cardinality.UNARY_UNARY,
+                ModelMetadataRequest,
+                ModelMetadataResponse,
             ),
             "/optimized_lipsyncsrv.OptimizedLipSyncService/GetStats": grpclib.const.Handler(
                 self.__rpc_get_stats,

@@ -90,6 +90,9 @@ class StillBackend:
     def models(self) -> list[ModelInfo]:
         return [ModelInfo(MODEL, "", FRAME_COUNT, "none", (), (FRAME_COUNT, 512), False, 0.0)]
 
+    def model(self, name: str) -> ModelInfo:
+        return self.models()[0]
+
     def stats(self, name: str) -> ModelStats:
         raise ModelNotFoundError(name, [MODEL])
 

@@ -97,10 +97,14 @@ async def _check_server_itself(client: Client, report: Report, model: str | None
 
 
 async def _check_model(client: Client, report: Report, model: str, save: Path | None) -> None:
+    timer = Timer()
     try:
-        n_frames = (await client.stats(model)).frame_count
+        info = await client.model(model)
+        n_frames = info.frame_count
+        size = f"{info.width}x{info.height} at {info.fps:g} fps"
+        report.passed(f"metadata of {model}", timer.ms, f"{count(n_frames, 'frame')}, {size}, on {info.device}")
     except LipsyncError as error:
-        report.failed(f"stats of {model}", str(error))
+        report.failed(f"metadata of {model}", str(error))
         return
     for frame_id in SINGLE_FRAMES:
         what = f"frame {frame_id} of {model}"

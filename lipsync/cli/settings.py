@@ -49,7 +49,7 @@ class SettingInfo:
     @property
     def shown_default(self) -> str:
         """Empty if there is nothing to show."""
-        return "" if self.default in ("", ()) else str(self.default)
+        return "" if self.default in ("", ()) else str(self.default).lower()
 
 
 def _settings_of(config: type) -> list[SettingInfo]:
@@ -69,8 +69,12 @@ def setting_options(command: Command) -> Command:
     """Give a command one option for each setting, not set by default."""
     for setting in reversed(SETTINGS.values()):
         shown = f" [default: {setting.shown_default}]" if setting.shown_default else ""
-        kind: dict[str, Any] = {"multiple": True, "metavar": "NAME"} if setting.is_list else {"type": setting.type}
-        command = click.option(setting.option, **kind, default=None, help=setting.doc + shown)(command)
+        names, kind = setting.option, {"type": setting.type}
+        if setting.is_list:
+            kind = {"multiple": True, "metavar": "NAME"}
+        elif setting.type is bool:
+            names += "/" + setting.option.replace("--", "--no-", 1)
+        command = click.option(names, **kind, default=None, help=setting.doc + shown)(command)
     return command
 
 

@@ -258,6 +258,10 @@ class Engine:
         """The loaded models, by name."""
         return [self._info(self._models[name]) for name in sorted(self._models)]
 
+    def model(self, name: str) -> ModelInfo:
+        """One of them. Raises ModelNotFoundError."""
+        return self._info(self._find(name)[0])
+
     def stats(self, name: str) -> ModelStats:
         """Counts and times of one model since it was loaded. Raises ModelNotFoundError."""
         model, _ = self._find(name)
@@ -304,6 +308,12 @@ class Engine:
             memory_bytes=sum(part.memory_bytes for part in parts),
             parts=parts,
             message=f"{model.name}: {model.frame_count} frames, {state}",
+            width=model.package.width,
+            height=model.package.height,
+            fps=model.package.fps,
+            audio_file=model.package.audio_file,
+            bounds=model.bounds(0),
+            version=model.version,
         )
 
     # Frames

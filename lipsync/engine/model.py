@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -134,6 +135,7 @@ class Model:
         self.frame_count = package.frame_count
         self.runtime = chosen.runtime
         self.load_ms = 0.0
+        self.version = uuid.uuid4().hex[:12]
         self.statistics = FrameStatistics()
         self._times_ms = times_ms
         self._details = describe_parts(package)
@@ -294,9 +296,14 @@ class Model:
             frame_id=item.frame_id,
             jpeg=jpeg,
             shape=(height, width, 3),
-            bounds=Bounds(x1, y1, x2 - x1, y2 - y1),
+            bounds=self.bounds(item.frame_id),
             times=times,
         )
+
+    def bounds(self, frame_id: int) -> Bounds:
+        """The face in the whole frame."""
+        x1, y1, x2, y2 = self._rectangles[frame_id]
+        return Bounds(x1, y1, x2 - x1, y2 - y1)
 
     def _composite(self, item: FrameRequest, frame_id: int, face: UInt8) -> Callable[[], bytes]:
         """Put a face into a frame. Returns what encodes it."""

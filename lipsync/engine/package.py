@@ -102,6 +102,7 @@ class ModelPackage:
         landmarks: (frame_count, 68, 2) float32, if there.
         network: float32, in eval mode, on the CPU.
         geometry: of the face.
+        audio_file: the features' file, inside of the folder.
         audio_encoder: its file, if there. Not read yet.
         speech: a recording that goes with the person, if there. Not read yet.
         idle: stretches of the video in which the person is silent with a closed mouth: [first, end) frames each, in
@@ -127,6 +128,7 @@ class ModelPackage:
     landmarks: Float32 | None = field(repr=False)
     network: UNet = field(repr=False)
     geometry: FaceGeometry
+    audio_file: str
     audio_encoder: Path | None
     speech: Path | None
     idle: Ranges
@@ -558,6 +560,7 @@ class _Opening:
             landmarks=self.landmarks,
             network=self.network,
             geometry=GEOMETRIES[config.face_size],
+            audio_file=self.where("audio"),
             audio_encoder=self.files.get("audio_encoder"),
             speech=self.files.get("speech"),
             idle=self.idle,

@@ -100,10 +100,13 @@ class Backend(Protocol):
         """Load the package at `path` under `name`; at once if it is loaded from there already."""
 
     async def unload(self, name: str) -> None:
-        """Let frames in flight finish, then free the model."""
+        """Let frames in flight finish, then free the model. Raises ModelNotFoundError."""
 
     def models(self) -> list[ModelInfo]:
         """The loaded models, by name."""
+
+    def model(self, name: str) -> ModelInfo:
+        """One of them. Raises ModelNotFoundError."""
 
     def stats(self, name: str) -> ModelStats:
         """Counts and times of one model. Raises ModelNotFoundError."""

@@ -30,10 +30,14 @@ from optimized_lipsyncsrv import (
     ListModelsResponse,
     LoadPackageRequest,
     LoadPackageResponse,
+    ModelMetadataRequest,
+    ModelMetadataResponse,
     OptimizedInferenceRequest,
     OptimizedInferenceResponse,
     StatsRequest,
     StatsResponse,
+    UnloadPackageRequest,
+    UnloadPackageResponse,
 )
 
 from lipsync.config import MIB
@@ -385,6 +389,25 @@ class Client:
             repeatable=False,
         )
         return messages.model_info_of(response, model_name=model_name)
+
+    async def unload_package(
+        self, model_name: str, *, timeout_s: TimeoutS = NOT_GIVEN, metadata: Mapping[str, str] | None = None
+    ) -> None:
+        """Have the server free a model, once the frames in flight are done. Raises ModelNotFoundError."""
+        request = UnloadPackageRequest(model_name=messages.checked_text(model_name, "model_name"))
+        await self._unary(
+            "UnloadPackage", request, UnloadPackageResponse, timeout_s=timeout_s, metadata=metadata, repeatable=False
+        )
+
+    async def model(
+        self, model_name: str, *, timeout_s: TimeoutS = NOT_GIVEN, metadata: Mapping[str, str] | None = None
+    ) -> ModelInfo:
+        """What a loaded model consists of. Raises ModelNotFoundError."""
+        request = ModelMetadataRequest(model_name=messages.checked_text(model_name, "model_name"))
+        response = await self._unary(
+            "GetModelMetadata", request, ModelMetadataResponse, timeout_s=timeout_s, metadata=metadata
+        )
+        return messages.model_info_of_metadata(response, model_name=model_name)
 
     async def stats(
         self, model_name: str, *, timeout_s: TimeoutS = NOT_GIVEN, metadata: Mapping[str, str] | None = None

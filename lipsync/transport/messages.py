@@ -12,13 +12,14 @@ from optimized_lipsyncsrv import (
     FrameOutput,
     HealthResponse,
     LoadPackageResponse,
+    ModelMetadataResponse,
     OptimizedInferenceRequest,
     OptimizedInferenceResponse,
     StatsResponse,
 )
 
 from lipsync.config import JPEG_QUALITIES
-from lipsync.errors import InvalidRequestError, LipsyncError, PackageError
+from lipsync.errors import InvalidRequestError, LipsyncError, ModelNotFoundError, PackageError
 from lipsync.transport.status import error_code_of, error_from_response
 from lipsync.types import Bounds, Frame, Health, ModelInfo, ModelStats, Output, StepTimes, whole_number
 
@@ -207,6 +208,52 @@ def model_info_of(response: LoadPackageResponse, *, model_name: str) -> ModelInf
         features_memory_mapped=response.memory_mapped_audio,
         load_ms=response.initialization_time_ms,
         message=response.message,
+    )
+
+
+def metadata_response(info: ModelInfo) -> ModelMetadataResponse:
+    """What a loaded model consists of. Its path stays here."""
+    bounds = info.bounds
+    return ModelMetadataResponse(
+        success=True,
+        model_name=info.name,
+        frame_count=info.frame_count,
+        available_videos=list(info.videos),
+        audio_path=info.audio_file,
+        bounds=[float(value) for value in (bounds.x, bounds.y, bounds.width, bounds.height)],
+        width=info.width,
+        height=info.height,
+        fps=info.fps,
+        device=info.device,
+        memory_bytes=info.memory_bytes,
+        pinned=info.pinned,
+        version=info.version,
+    )
+
+
+def model_info_of_metadata(response: ModelMetadataResponse, *, model_name: str) -> ModelInfo:
+    """The same as told by a server. Raises ModelNotFoundError, with the server's text."""
+    if not response.success:
+        error = ModelNotFoundError(model_name)
+        raise error.as_told(response.error) if response.error else error
+    x, y, width, height = (*map(int, response.bounds[:4]), 0, 0, 0, 0)[:4]
+    return ModelInfo(
+        name=response.model_name or model_name,
+        path="",
+        frame_count=response.frame_count,
+        device=response.device,
+        videos=tuple(response.available_videos),
+        features_shape=(),
+        features_memory_mapped=False,
+        load_ms=0.0,
+        memory_bytes=response.memory_bytes,
+        width=response.width,
+        height=response.height,
+        fps=response.fps or 25.0,
+        audio_file=response.audio_path,
+        bounds=Bounds(x, y, width, height),
+        pinned=response.pinned,
+        version=response.version,
     )
 
 

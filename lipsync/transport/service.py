@@ -24,11 +24,15 @@ from optimized_lipsyncsrv import (
     ListModelsResponse,
     LoadPackageRequest,
     LoadPackageResponse,
+    ModelMetadataRequest,
+    ModelMetadataResponse,
     OptimizedInferenceRequest,
     OptimizedInferenceResponse,
     OptimizedLipSyncServiceBase,
     StatsRequest,
     StatsResponse,
+    UnloadPackageRequest,
+    UnloadPackageResponse,
 )
 
 from lipsync.config import MIB, MODEL_NAME, ServerConfig
@@ -221,6 +225,20 @@ class Service(OptimizedLipSyncServiceBase):
             text = str(error).replace(folder, path).replace(root, "models")
             return messages.load_failure_response(request.model_name, text)
         return messages.load_response(info)
+
+    async def unload_package(self, unload_package_request: UnloadPackageRequest) -> UnloadPackageResponse:
+        """Free a model, once its frames in flight are done."""
+        name = _name(unload_package_request.model_name)
+        await self._backend.unload(name)
+        return UnloadPackageResponse(success=True, model_name=name)
+
+    async def get_model_metadata(self, model_metadata_request: ModelMetadataRequest) -> ModelMetadataResponse:
+        """What a loaded model consists of."""
+        name = model_metadata_request.model_name[:MAX_NAME_LENGTH]
+        try:
+            return messages.metadata_response(self._backend.model(_name(model_metadata_request.model_name)))
+        except ModelNotFoundError as error:
+            return ModelMetadataResponse(success=False, model_name=name, error=str(error))
 
     async def get_stats(self, stats_request: StatsRequest) -> StatsResponse:
         """Counts and times of one model."""

@@ -32,6 +32,7 @@ from lipsync.errors import (
     PackageError,
     PermissionDeniedError,
     ProtocolError,
+    UnauthenticatedError,
 )
 from lipsync.transport.details import ErrorInfo
 
@@ -70,6 +71,12 @@ def _model_not_found(text: str, fields: Fields) -> LipsyncError:
 def _frame_range(text: str, fields: Fields) -> LipsyncError:
     numbers = (_number(fields, "frame_id"), _number(fields, "frame_count"))
     return FrameRangeError(fields.get("model_name", ""), *numbers).as_told(text)
+
+
+def _overloaded(text: str, fields: Fields) -> LipsyncError:
+    with contextlib.suppress(KeyError, ValueError):
+        return OverloadedError(text, retry_after_ms=int(fields["retry_after_ms"]))
+    return OverloadedError(text)
 
 
 def _too_large(text: str, fields: Fields) -> LipsyncError:
@@ -113,14 +120,15 @@ TABLE: Mapping[type[LipsyncError], Row] = {
         lambda text, fields: InvalidRequestError(text),
         of_frame=True,
     ),
-    OverloadedError: Row(
-        Status.RESOURCE_EXHAUSTED, FrameErrorCode.OVERLOADED, lambda text, fields: OverloadedError(text)
-    ),
+    OverloadedError: Row(Status.RESOURCE_EXHAUSTED, FrameErrorCode.OVERLOADED, _overloaded, ("retry_after_ms",)),
     MessageTooLargeError: Row(
         Status.RESOURCE_EXHAUSTED, FrameErrorCode.INVALID_REQUEST, _too_large, ("size_bytes", "limit_bytes")
     ),
     DeadlineError: Row(
         Status.DEADLINE_EXCEEDED, FrameErrorCode.DEADLINE_EXCEEDED, lambda text, fields: DeadlineError(text)
+    ),
+    UnauthenticatedError: Row(
+        Status.UNAUTHENTICATED, FrameErrorCode.INVALID_REQUEST, lambda text, fields: UnauthenticatedError(text)
     ),
     PermissionDeniedError: Row(
         Status.PERMISSION_DENIED, FrameErrorCode.INVALID_REQUEST, lambda text, fields: PermissionDeniedError(text)
@@ -147,7 +155,7 @@ STATUS_ALONE: Mapping[Status, type[LipsyncError]] = {
     Status.NOT_FOUND: ModelNotFoundError,
     Status.ALREADY_EXISTS: ModelExistsError,
     Status.PERMISSION_DENIED: PermissionDeniedError,
-    Status.UNAUTHENTICATED: PermissionDeniedError,
+    Status.UNAUTHENTICATED: UnauthenticatedError,
     Status.RESOURCE_EXHAUSTED: OverloadedError,
     Status.OUT_OF_RANGE: FrameRangeError,
     Status.UNIMPLEMENTED: ProtocolError,
@@ -182,7 +190,7 @@ def row_of(error: LipsyncError) -> Row:
 def to_grpc_error(error: LipsyncError) -> GRPCError:
     """What a server answers a call with that failed so."""
     row = row_of(error)
-    fields = {name: str(getattr(error, name)) for name in row.fields}
+    fields = {name: str(value) for name in row.fields if (value := getattr(error, name)) is not None}
     reason = next((cls.__name__ for cls in type(error).__mro__ if cls in TABLE), InternalError.__name__)
     return GRPCError(row.status, str(error), ErrorInfo.of(reason, fields))
 

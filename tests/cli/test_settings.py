@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -36,18 +38,29 @@ def test_options_win_over_variables_and_variables_over_the_file(
 def test_every_setting_can_be_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     given = {
         **{"device": "cpu", "runtime": "torch", "host": "127.0.0.9", "models": "/packages", "load": "anna, ben"},
-        **{"grace_s": "2.5", "max_batch_delay_ms": "1.5", "blend": "hard"},
-        **{"send_timeout_s": "7.5", "session_audio_s": "8.5", "session_idle_s": "9.5", "audio_encoder": "/ears.pth"},
+        **{"blend": "hard", "pinned": "ben", "audio_encoder": "/ears.pth", "log_format": "json", "log_level": "debug"},
+        **{
+            "tls_cert": "/c.pem",
+            "tls_key": "/k.pem",
+            "tls_client_ca": "/ca.pem",
+            "tokens": "/t",
+            "metrics_host": "::1",
+        },
     }
+    wanted: dict[str, Any] = {}
     for name, setting in SETTINGS.items():
-        value = given.get(name, str(setting.default + 1) if setting.type is int else None)
-        assert value is not None, name
-        monkeypatch.setenv(setting.variable, value)
-    engine, server = load_settings(None, {})
-    assert (engine.device, engine.max_batch_size) == ("cpu", EngineConfig().max_batch_size + 1)
-    assert (server.grace_s, server.models, server.port) == (2.5, "/packages", ServerConfig().port + 1)
-    assert server.load == ("anna", "ben")
-    assert (server.send_timeout_s, engine.session_audio_s, engine.session_idle_s) == (7.5, 8.5, 9.5)
+        match setting.default:
+            case bool():
+                wanted[name] = not setting.default
+            case int() | float():
+                wanted[name] = setting.default + 1
+            case tuple():
+                wanted[name] = tuple(part.strip() for part in given[name].split(","))
+            case _:
+                wanted[name] = given[name]
+        monkeypatch.setenv(setting.variable, given.get(name, str(wanted[name])))
+    configs = load_settings(None, {})
+    assert {name: value for config in configs for name, value in asdict(config).items()} == wanted
 
 
 def test_a_list_comes_from_wherever_the_rest_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -259,10 +259,17 @@ class FakeBackend:
         return self._info(name)
 
     async def unload(self, name: str) -> None:
+        if name not in self.names:
+            raise ModelNotFoundError(name, self.names)
         del self.names[name]
 
     def models(self) -> list[ModelInfo]:
         return [self._info(name) for name in sorted(self.names)]
+
+    def model(self, name: str) -> ModelInfo:
+        if name not in self.names:
+            raise ModelNotFoundError(name, self.names)
+        return self._info(name)
 
     def _info(self, name: str) -> ModelInfo:
         return ModelInfo(
@@ -274,6 +281,12 @@ class FakeBackend:
             features_shape=(999, 512),
             features_memory_mapped=True,
             load_ms=12.5,
+            memory_bytes=5_000_000_000,
+            width=1280,
+            height=720,
+            audio_file="aud_ave.npy",
+            bounds=Bounds(1, 2, 3, 4),
+            version="1",
         )
 
     def stats(self, name: str) -> ModelStats:
