@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection
+import time
+from collections.abc import Collection, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import h2.exceptions
 from grpclib import GRPCError, Status
@@ -16,19 +17,50 @@ from grpclib.metadata import Deadline
 from grpclib.server import Stream
 from grpclib.stream import StreamIterator
 
+from lipsync.config import ServerConfig
 from lipsync.errors import EngineClosedError, InternalError, LipsyncError
+from lipsync.transport.limits import LimitedStream
 from lipsync.transport.status import to_grpc_error
 
 logger = logging.getLogger(__name__)
 
 SHUTTING_DOWN = "the server is shutting down; try another one, or later"
+REFUSALS = (
+    "malformed",
+    "unknown_method",
+    "unauthenticated",
+    "permission_denied",
+    "streams",
+    "connections",
+    "alpn",
+    "flood",
+    "preface_timeout",
+    "idle",
+    "keepalive",
+    "slow_reader",
+)
+"""Why something was turned away, or a connection closed, before or beside a call: an `Observer` is told."""
 
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """One call, as its handler may want to know it. Each is equal to itself alone: it can stand for its caller."""
+    """One call, as its handler may want to know it. Each is equal to itself alone: it can stand for its caller.
 
+    Attributes:
+        path: of its method, as on the wire.
+        deadline: None if there is none.
+        request_id: the client's, if it is well-formed, or one made up.
+        identity: the name of the token that was shown; empty where there are none.
+        peer: the client's address.
+        metadata: as sent with the call.
+    """
+
+    path: str = ""
     deadline: Deadline | None = None
+    request_id: str = ""
+    identity: str = ""
+    peer: str = ""
+    metadata: Mapping[str, str | bytes] | None = None
 
     @property
     def timeout_s(self) -> float | None:
@@ -41,66 +73,154 @@ CALL: ContextVar[Call] = ContextVar("lipsync-call")
 see it as well, so that all frames of a stream have one call."""
 
 
+class Observer(Protocol):
+    """Is told of calls: metrics, logs. Must be quick, and raise nothing."""
+
+    def call_started(self, call: Call) -> None: ...
+
+    def message_received(self, call: Call) -> None: ...
+
+    def message_sent(self, call: Call) -> None: ...
+
+    def call_ended(self, call: Call, status: Status, elapsed_s: float) -> None:
+        """Once for each call that started, however it ended."""
+
+    def refused(self, reason: str) -> None:
+        """One of REFUSALS."""
+
+
+class NoObserver:
+    """Fits Observer."""
+
+    def call_started(self, call: Call) -> None:
+        pass
+
+    def message_received(self, call: Call) -> None:
+        pass
+
+    def message_sent(self, call: Call) -> None:
+        pass
+
+    def call_ended(self, call: Call, status: Status, elapsed_s: float) -> None:
+        pass
+
+    def refused(self, reason: str) -> None:
+        pass
+
+
 class Calls:
     """The calls in flight.
 
     Attributes:
-        draining: True once no new calls are taken.
+        leaving: set once load balancers should send calls elsewhere; calls are still taken.
+        refusing: set once no new calls are taken.
     """
 
-    def __init__(self, *, always: Collection[str] = ()) -> None:
-        """`always` names the methods that are answered while draining too."""
-        self.draining = False
+    def __init__(
+        self,
+        config: ServerConfig,
+        *,
+        observer: Observer | None = None,
+        always: Collection[str] = (),
+        endless: Collection[str] = (),
+        large: Collection[str] = (),
+    ) -> None:
+        """Each of these names methods.
+
+        Args:
+            always: that are answered while draining too.
+            endless: that end when the server does: draining does not wait for them.
+            large: whose messages may have max_message_bytes; others have max_request_bytes.
+        """
+        self.leaving = asyncio.Event()
+        self.refusing = asyncio.Event()
+        self._config = config
+        self._observer: Observer = observer or NoObserver()
         self._always = frozenset(always)
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._endless = frozenset(endless)
+        self._large = frozenset(large)
+        self._tasks: dict[asyncio.Task[Any], str] = {}
         self._cancelled: set[asyncio.Task[Any]] = set()
 
     def __len__(self) -> int:
-        return len(self._tasks)
+        return sum(path not in self._endless for path in self._tasks.values())
 
     def guard(self, path: str, handler: Handler) -> Handler:
         """The handler with all this around it."""
+        config = self._config
+        limit_bytes = config.max_message_bytes
+        if path not in self._large:
+            limit_bytes = min(limit_bytes, config.max_request_bytes)
 
         async def guarded(stream: Stream[Any, Any]) -> None:
             task = asyncio.current_task()
             assert task is not None
             # until the task is done, not until the handler is: grpclib sends the status after it
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-            CALL.set(Call(stream.deadline))  # for this task, which ends with the call
+            self._tasks[task] = path
+            task.add_done_callback(self._forget)
+            call = _call(path, stream)
+            CALL.set(call)  # for this task, which ends with the call
+            h2_stream: LimitedStream = stream._stream  # type: ignore[assignment]
+            h2_stream.trailers_too.append(("x-request-id", call.request_id))
+            started_s = time.monotonic()
+            status = Status.UNKNOWN
+            self._observer.call_started(call)
             try:
-                if self.draining and path not in self._always:
+                if self.refusing.is_set() and path not in self._always:
                     raise EngineClosedError(SHUTTING_DOWN)
-                await handler.func(_CheckedStream(stream, handler.cardinality))
+                messages = _Messages(stream, handler, call, self._observer, limit_bytes, config.message_timeout_s)
+                await handler.func(messages)
+                status = Status.OK
             except asyncio.CancelledError:
                 if task not in self._cancelled:
+                    status = _status_of_end(h2_stream)
                     raise
                 self._cancelled.discard(task)
                 task.uncancel()
+                status = Status.UNAVAILABLE
                 raise to_grpc_error(EngineClosedError(SHUTTING_DOWN)) from None
-            except GRPCError:
+            except GRPCError as error:
+                status = error.status
                 raise
             except LipsyncError as error:
-                raise to_grpc_error(error) from error
+                h2_stream.tell_when_to_retry(error)
+                failure = to_grpc_error(error)
+                status = failure.status
+                raise failure from error
             except h2.exceptions.ProtocolError as error:
                 # sent into a stream that the client has just closed; nobody will read this
-                raise GRPCError(Status.CANCELLED, "the call was closed by the client") from error
+                status = Status.CANCELLED
+                raise GRPCError(status, "the call was closed by the client") from error
             except Exception as error:
+                status = Status.INTERNAL
                 raise to_grpc_error(InternalError.logged(error, path)) from None
+            finally:
+                self._observer.call_ended(call, status, time.monotonic() - started_s)
 
         return handler._replace(func=guarded)
 
+    def _forget(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.pop(task, None)
+        self._cancelled.discard(task)
+
     async def drain(self, grace_s: float) -> None:
         """Take no new calls, and wait until those in flight are done; end them as UNAVAILABLE after `grace_s`."""
-        self.draining = True
+        self.leaving.set()
+        self.refusing.set()
         # calls that arrived just now have no place in the set before their task has run once
         await asyncio.sleep(0)
+        self._cancel([task for task, path in self._tasks.items() if path in self._endless])
         await self.wait(grace_s)
-        for task in self._tasks:
-            self._cancelled.add(task)
-            task.cancel()
-        if self._tasks and grace_s:
-            logger.warning("%d calls were not done within %g s of grace and are cancelled", len(self._tasks), grace_s)
+        n_left = len(self)
+        self._cancel(list(self._tasks))
+        if n_left and grace_s:
+            logger.warning("%d calls were not done within %g s of grace and are cancelled", n_left, grace_s)
+
+    def _cancel(self, tasks: list[asyncio.Task[Any]]) -> None:
+        for task in tasks:
+            if task not in self._cancelled:
+                self._cancelled.add(task)
+                task.cancel()
 
     async def wait(self, timeout_s: float) -> None:
         """Wait until no call is in flight, `timeout_s` at most."""
@@ -110,23 +230,64 @@ class Calls:
             await asyncio.wait(self._tasks, timeout=left)
 
 
-class _CheckedStream(StreamIterator[Any]):
+def _call(path: str, stream: Stream[Any, Any]) -> Call:
+    h2_stream: LimitedStream = stream._stream  # type: ignore[assignment]
+    address = stream.peer.addr()
+    return Call(
+        path=path,
+        deadline=stream.deadline,
+        request_id=h2_stream.request_id,
+        identity=h2_stream.identity,
+        peer="" if not address else f"{address[0]}:{address[1]}",
+        metadata=stream.metadata,
+    )
+
+
+def _status_of_end(stream: LimitedStream) -> Status:
+    """With which a call ends that was cancelled from below."""
+    error = getattr(stream.wrapper, "_error", None)
+    if isinstance(error, GRPCError):
+        return error.status
+    return Status.DEADLINE_EXCEEDED if isinstance(error, TimeoutError) else Status.CANCELLED
+
+
+class _Messages(StreamIterator[Any]):
     """A call's messages, checked for what grpclib lets through."""
 
-    def __init__(self, stream: Stream[Any, Any], cardinality: Cardinality) -> None:
+    def __init__(
+        self,
+        stream: Stream[Any, Any],
+        handler: Handler,
+        call: Call,
+        observer: Observer,
+        limit_bytes: int,
+        timeout_s: float,
+    ) -> None:
         self._stream = stream
-        self._cardinality = cardinality
+        self._h2_stream: LimitedStream = stream._stream  # type: ignore[assignment]
+        self._handler = handler
+        self._call = call
+        self._observer = observer
+        self._limit_bytes = limit_bytes
+        self._timeout_s = timeout_s
 
     async def recv_message(self) -> Any:
         try:
-            message = await self._stream.recv_message()
+            data = await self._h2_stream.recv_message_bytes(self._limit_bytes, self._timeout_s)
         except NotImplementedError:
             raise GRPCError(
                 Status.UNIMPLEMENTED, "compressed messages are not taken; see grpc-accept-encoding"
             ) from None
-        if message is None and not self._cardinality.client_streaming:
-            raise GRPCError(Status.UNIMPLEMENTED, "the call came without its message")
+        if data is None:
+            if self._handler.cardinality in (Cardinality.UNARY_UNARY, Cardinality.UNARY_STREAM):
+                raise GRPCError(Status.UNIMPLEMENTED, "the call came without its message")
+            return None
+        if not self._handler.cardinality.client_streaming and await self._h2_stream.recv_data(1):
+            raise GRPCError(Status.UNIMPLEMENTED, "the call came with more than its one message")
+        message = self._stream._codec.decode(data, self._handler.request_type)
+        self._observer.message_received(self._call)
         return message
 
     async def send_message(self, message: Any) -> None:
         await self._stream.send_message(message)
+        self._observer.message_sent(self._call)

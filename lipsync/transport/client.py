@@ -5,7 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Coroutine, Iterable, Iterator, Mapping
+import re
+import ssl
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Coroutine,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from dataclasses import replace
 from enum import Enum
 from types import TracebackType
@@ -14,11 +25,11 @@ from typing import Any, Final, Self, TypeVar, cast
 import betterproto
 import h2.exceptions
 from grpclib import GRPCError, Status
+from grpclib.client import Stream
 from grpclib.const import Cardinality
 from grpclib.exceptions import ProtocolError as GrpclibProtocolError
 from grpclib.exceptions import StreamTerminatedError
-from grpclib.metadata import Deadline, encode_metadata
-from h2.errors import ErrorCodes
+from grpclib.metadata import encode_metadata
 from optimized_lipsyncsrv import (
     AudioFrame,
     AudioRequest,
@@ -41,16 +52,25 @@ from optimized_lipsyncsrv import (
 )
 
 from lipsync.config import MIB
-from lipsync.errors import ConnectionLostError, DeadlineError, InvalidRequestError, LipsyncError, ProtocolError
+from lipsync.errors import (
+    ConfigError,
+    ConnectionLostError,
+    DeadlineError,
+    InvalidRequestError,
+    LipsyncError,
+    ProtocolError,
+)
 from lipsync.recordings import open_recording
 from lipsync.transport import audio_messages, messages
-from lipsync.transport.address import format_address, parse_address
+from lipsync.transport.channels import Channels, NotConnectedError, Place, Target
+from lipsync.transport.codec import Codec
 from lipsync.transport.details import DetailsCodec
-from lipsync.transport.exchange import RequestsError, exchange
-from lipsync.transport.limits import Codec
+from lipsync.transport.exchange import RequestsError, Resendable, exchange
 from lipsync.transport.protocol import GrpcChannel, StreamResetError
+from lipsync.transport.retry import Attempts, Retries
 from lipsync.transport.speech_call import Call, SpeechCall
 from lipsync.transport.status import from_grpc_error
+from lipsync.transport.tls import ALPN, ClientTLS
 from lipsync.types import (
     Frame,
     Health,
@@ -75,6 +95,9 @@ NOT_GIVEN: Final = _NotGiven.NOT_GIVEN
 """Stands for an argument left out, where None has a meaning of its own."""
 TimeoutS = float | None | _NotGiven
 
+TLS = ClientTLS | ssl.SSLContext | bool | None
+_TOKEN = re.compile(r"[!-~]+")
+
 
 class Client:
     """Lip-synced frames from a server.
@@ -82,54 +105,98 @@ class Client:
         async with Client("localhost:50051") as client:
             frame = await client.frame("anna", 17)
 
-    One connection, made at the first call (or by `async with`), shared by all calls, and made anew after it was lost.
-    A call that only asks is repeated once if the connection broke before its answer.
+    One connection to each server, made when it is first needed, shared by all calls, and made anew after it was lost.
+    Several servers are called in turn; one that cannot be connected, or whose connection broke, is left out for a
+    while, and no call waits for it while another one is there. Streams and sessions stay with the server that they
+    began with.
+
+    A call that failed because its server went away is made again, where that does no harm: docs/client.md has the
+    table. Its deadline is for all attempts together.
 
     Args:
-        address: "host:port", "host" (port 50051), or "[::1]:50051".
+        addresses: "host:port", "host" (port 50051) or "[::1]:50051", or several of them. A name stands for all of its
+            addresses, each of them a server, but for a name of this machine's (localhost): that is one server, at
+            whichever of its addresses answers. "dns:///name:port" is without this exception. Names are asked for
+            anew every `resolve_s` while calls are made, and after failures.
+        tls: who the server must be, and what the client shows of itself. True: a certificate that the system's CAs
+            vouch for. An SSLContext is used as it is, with ALPN set to h2. None or False: clear text.
+        token: sent with every call as `authorization: Bearer ...`. It is not sent in clear text to other machines,
+            unless `insecure` says so.
+        insecure: send the token in clear text all the same, on a network that is trusted.
         timeout_s: the default deadline of a call, in seconds; None for no deadline. Streams have none of their own.
+        connect_timeout_s: how long a connection may take, in seconds.
+        max_attempts: of one call, 1 to 5, the first included.
+        retry_overload: make calls again that were refused because too much is queued, once the server says so. By
+            default OverloadedError is raised, with its `retry_after_ms`.
+        resolve_s: how old the addresses of a name may get, in seconds.
         metadata: sent with every call.
         max_message_bytes: of a message, either way.
+    Raises ConfigError for what cannot be used.
     """
 
     def __init__(
         self,
-        address: str = "localhost:50051",
+        addresses: str | Sequence[str] = "localhost:50051",
         *,
+        tls: TLS = None,
+        token: str | None = None,
+        insecure: bool = False,
         timeout_s: float | None = 30.0,
+        connect_timeout_s: float = 5.0,
+        max_attempts: int = 3,
+        retry_overload: bool = False,
+        resolve_s: float = 30.0,
         metadata: Mapping[str, str] | None = None,
         max_message_bytes: int = 50 * MIB,
     ) -> None:
-        self._host, self._port = parse_address(address)
+        self._targets = tuple(map(Target.parse, [addresses] if isinstance(addresses, str) else addresses))
+        if not self._targets:
+            raise ConfigError("addresses is empty; expected at least one, like localhost:50051")
+        self._ssl, self._server_name = _tls_of(tls)
         self._timeout_s = timeout_s
         self._metadata = dict(metadata or {})
+        if token is not None:
+            self._check_token(token, insecure)
+            self._metadata["authorization"] = f"Bearer {token}"
         self._max_message_bytes = max_message_bytes
-        self._channel: GrpcChannel | None = None
-        self._closed = False
+        self._retries = Retries(max_attempts=max_attempts, overload=retry_overload)
+        self._channels = Channels(
+            self._targets, self._open_channel, connect_timeout_s=connect_timeout_s, resolve_s=resolve_s
+        )
+
+    def _check_token(self, token: str, insecure: bool) -> None:
+        """Texts of errors are read by many: what the token is stands in none of them."""
+        if _TOKEN.fullmatch(token) is None:
+            raise ConfigError("the token is empty, or holds spaces or other characters that cannot be sent")
+        if "authorization" in self._metadata:
+            raise ConfigError("metadata has an authorization beside the token; give one of them")
+        others = [target for target in self._targets if not target.is_loopback]
+        if others and self._ssl is None and not insecure:
+            raise ConfigError(
+                f"the token would be sent to {others[0]} in clear text; set tls, or insecure where the network is "
+                "trusted"
+            )
 
     def __repr__(self) -> str:
         return f"Client({self.address!r})"
 
     @property
     def address(self) -> str:
-        """Of the server, with its port."""
-        return format_address(self._host, self._port)
+        """Of the server, with its port; of several, with commas between them."""
+        return ", ".join(map(str, self._targets))
 
     async def connect(self) -> None:
-        """Connect now. Raises ConnectionLostError if no server answers."""
+        """Connect now, to one server at least. Raises ConnectionLostError if none answers."""
+        self._check_open()
         try:
             async with asyncio.timeout(self._timeout_s):
-                await self._open().__connect__()
+                await self._channels.take()
         except CALL_ERRORS as error:
             raise self._translated(error, self._timeout_s) from error
 
     async def close(self) -> None:
         """Hang up. Calls in flight end as ConnectionLostError."""
-        self._closed = True
-        if self._channel is not None:
-            self._channel.close()
-            # the transport closes its socket in the loop's next round
-            await asyncio.sleep(0)
+        await self._channels.close()
 
     async def __aenter__(self) -> Self:
         try:
@@ -199,31 +266,44 @@ class Client:
         the call. `timeout_s` is for the whole stream.
         """
         meta = self._merged(metadata)
+        attempts = self._attempts(timeout_s)
+        asked = Resendable(frame_ids)
 
         async def requests() -> AsyncIterator[OptimizedInferenceRequest]:
-            async for frame_id in _iterate(frame_ids):
+            async for frame_id in asked:
                 yield messages.frame_request(model_name, frame_id, output=output, jpeg_quality=jpeg_quality)
 
-        call = self._open().request(
-            messages.SERVICE + "StreamInference",
-            Cardinality.STREAM_STREAM,
-            OptimizedInferenceRequest,
-            OptimizedInferenceResponse,
-            timeout=timeout_s,
-            metadata=meta,
-        )
-        async with contextlib.aclosing(exchange(call, requests())) as responses:
-            while True:
-                try:
-                    response = await anext(responses)
-                except StopAsyncIteration:
-                    return
-                except RequestsError as failed:
-                    theirs = failed.error
-                    break
-                except CALL_ERRORS as error:
-                    raise self._translated(error, timeout_s) from error
-                yield messages.frame_of(response, model_name=model_name)
+        async def open_call() -> Stream[OptimizedInferenceRequest, OptimizedInferenceResponse]:
+            return await attempts.open(
+                messages.SERVICE + "StreamInference",
+                Cardinality.STREAM_STREAM,
+                OptimizedInferenceRequest,
+                OptimizedInferenceResponse,
+                meta,
+            )
+
+        theirs: Exception | None = None
+        while theirs is None:
+            delay_s: float | None = None
+            async with contextlib.aclosing(exchange(open_call, requests())) as responses:
+                while delay_s is None:
+                    try:
+                        response = await anext(responses)
+                    except StopAsyncIteration:
+                        return
+                    except RequestsError as failed:
+                        theirs = failed.error
+                        break
+                    except CALL_ERRORS as error:
+                        delay_s = attempts.delay_after(error) if asked.can_be_sent_again else None
+                        if delay_s is None:
+                            raise self._translated(error, timeout_s) from error
+                    else:
+                        attempts.answered()
+                        asked.settle()
+                        yield messages.frame_of(response, model_name=model_name)
+            if delay_s is not None:
+                await asyncio.sleep(delay_s)
         # not from within `except`, which would change its context
         raise theirs
 
@@ -241,15 +321,11 @@ class Client:
         the whole session.
         """
         meta = self._merged(metadata)
+        attempts = self._attempts(timeout_s)
 
-        def open_call() -> Call:
-            return self._open().request(
-                messages.SERVICE + "StreamAudio",
-                Cardinality.STREAM_STREAM,
-                AudioRequest,
-                AudioFrame,
-                timeout=timeout_s,
-                metadata=meta,
+        async def open_call() -> Call:
+            return await attempts.open(
+                messages.SERVICE + "StreamAudio", Cardinality.STREAM_STREAM, AudioRequest, AudioFrame, meta
             )
 
         return SpeechCall(
@@ -258,6 +334,8 @@ class Client:
             options or SpeechOptions(),
             call_errors=CALL_ERRORS,
             translated=lambda error: self._translated(error, timeout_s),
+            answered=attempts.answered,
+            delay_after=attempts.delay_after,
         )
 
     async def speak(
@@ -442,18 +520,12 @@ class Client:
         repeatable: bool = True,
     ) -> Answer:
         limit_s = self._timeout_s if timeout_s is NOT_GIVEN else timeout_s
-        # one deadline, whether or not the call is repeated
-        deadline = None if limit_s is None else Deadline.from_timeout(limit_s)
         meta = self._merged(metadata)
+        attempts = self._attempts(limit_s, repeatable=repeatable)
 
         async def attempt() -> Answer:
-            async with self._open().request(
-                messages.SERVICE + method,
-                Cardinality.UNARY_UNARY,
-                type(request),
-                response_type,
-                deadline=deadline,
-                metadata=meta,
+            async with await attempts.open(
+                messages.SERVICE + method, Cardinality.UNARY_UNARY, type(request), response_type, meta
             ) as call:
                 try:
                     await call.send_message(request, end=True)
@@ -462,36 +534,42 @@ class Client:
                     if not call._send_request_done or call._stream.headers is None:
                         raise
                     call._end_done = True
-                response = await call.recv_message()
+                response: Answer | None = await call.recv_message()
                 # leaving the block, grpclib would not look at the status if the connection is lost by now
                 await call.recv_trailing_metadata()
             if response is None:
                 raise ProtocolError(f"the server at {self.address} answered without a message")
+            attempts.answered()
             return response
 
-        try:
+        while True:
             try:
                 return await _apart(attempt())
-            except StreamTerminatedError as error:
-                if not repeatable or not _worth_repeating(error):
-                    raise
-            return await _apart(attempt())
-        except CALL_ERRORS as error:
-            raise self._translated(error, limit_s) from error
+            except CALL_ERRORS as error:
+                delay_s = attempts.delay_after(error)
+                if delay_s is None:
+                    raise self._translated(error, limit_s) from error
+            await asyncio.sleep(delay_s)
 
-    def _open(self) -> GrpcChannel:
-        if self._closed:
+    def _attempts(self, timeout_s: float | None, *, repeatable: bool = True) -> Attempts:
+        self._check_open()
+        return Attempts(self._channels, self._retries, timeout_s=timeout_s, repeatable=repeatable)
+
+    def _check_open(self) -> None:
+        if self._channels.closed:
             raise ConnectionLostError(f"this client of {self.address} is closed; make a new one")
-        if self._channel is None:
-            # not before: a channel belongs to the event loop that runs when it is made
-            self._channel = GrpcChannel(
-                self._host,
-                self._port,
-                max_message_bytes=self._max_message_bytes,
-                codec=Codec(self._max_message_bytes),
-                status_details_codec=DetailsCodec(),
-            )
-        return self._channel
+
+    def _open_channel(self, place: Place, target: Target) -> GrpcChannel:
+        server_name = self._server_name or target.host
+        return GrpcChannel(
+            *place,
+            max_message_bytes=self._max_message_bytes,
+            authority=str(target),
+            server_name=server_name if self._ssl is not None else None,
+            ssl=self._ssl,
+            codec=Codec(self._max_message_bytes),
+            status_details_codec=DetailsCodec(),
+        )
 
     def _merged(self, metadata: Mapping[str, str] | None) -> dict[str, str]:
         merged = {**self._metadata, **(metadata or {})}
@@ -508,6 +586,13 @@ class Client:
                 return late
             case GRPCError():
                 return from_grpc_error(error)
+            case NotConnectedError():
+                return self._translated(error.reason, limit_s)
+            case ssl.SSLCertVerificationError():
+                return ConnectionLostError(
+                    f"no connection to {self.address}: its certificate is not accepted ({error.verify_message}); "
+                    "check the CA and the server's name that tls asks for"
+                )
             # a TimeoutError of the system's has a number: the connection could not be made, or broke
             case TimeoutError(errno=None):
                 return late
@@ -525,6 +610,7 @@ class Client:
 
 CALL_ERRORS = (
     GRPCError,
+    NotConnectedError,
     OSError,
     StreamTerminatedError,
     NotImplementedError,
@@ -534,9 +620,17 @@ CALL_ERRORS = (
 """What a call raises from grpclib and below it."""
 
 
-def _worth_repeating(error: StreamTerminatedError) -> bool:
-    """A lost connection is, for another one can be made; a refused call is, for it was not started."""
-    return not isinstance(error, StreamResetError) or error.code == ErrorCodes.REFUSED_STREAM
+def _tls_of(tls: TLS) -> tuple[ssl.SSLContext | None, str | None]:
+    """The context, and the name that the server's certificate must bear if it is not that of its address."""
+    match tls:
+        case None | False:
+            return None, None
+        case ssl.SSLContext():
+            tls.set_alpn_protocols([ALPN])
+            return tls, None
+        case ClientTLS():
+            return tls.context(), tls.server_name
+    return ClientTLS().context(), None
 
 
 async def _apart(work: Coroutine[Any, Any, Answer]) -> Answer:

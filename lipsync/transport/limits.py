@@ -1,41 +1,93 @@
-"""How large a message may be, both ways, and what is refused before its body is read."""
+"""How much a client may send: the size of a message, of all messages together, and frames that only cost work."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Literal, TypeVar
+import struct
+import time
+from collections.abc import Callable
+from typing import Any, Literal
 
-import betterproto
 import grpclib.protocol
-from grpclib.encoding.base import CodecBase
 from grpclib.exceptions import StreamTerminatedError
 from grpclib.utils import Wrapper
 
-from lipsync.errors import MessageTooLargeError, ProtocolError
+from lipsync.errors import DeadlineError, LipsyncError, MessageTooLargeError, OverloadedError, ProtocolError
+from lipsync.transport.status import to_grpc_error
 
-MessageT = TypeVar("MessageT", bound=betterproto.Message)
+PREFIX = struct.Struct(">BI")
+"""In front of a message: whether it is compressed, and its length."""
+RETRY_AFTER_MS = 1000
+"""When to try again what did not fit into memory: other clients' messages take about as long to come in."""
 
 
-class Codec(CodecBase):
-    """Messages to bytes and back, within the limit. What cannot be parsed is ProtocolError."""
+class Allowance:
+    """A bucket of tokens: `burst` at once, then `per_s` a second."""
 
-    __content_subtype__ = "proto"
+    def __init__(self, burst: float, per_s: float, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._burst, self._per_s, self._clock = burst, per_s, clock
+        self._left, self._at_s = burst, clock()
 
-    def __init__(self, max_message_bytes: int) -> None:
-        self._max_message_bytes = max_message_bytes
+    def take(self, n: float = 1.0) -> bool:
+        """False if there is not as much left."""
+        now_s = self._clock()
+        self._left = min(self._burst, self._left + (now_s - self._at_s) * self._per_s)
+        self._at_s = now_s
+        if self._left < n:
+            return False
+        self._left -= n
+        return True
 
-    def encode(self, message: betterproto.Message, message_type: type[betterproto.Message]) -> bytes:
-        data = bytes(message)
-        if len(data) > self._max_message_bytes:
-            raise MessageTooLargeError(len(data), self._max_message_bytes)
-        return data
+    def give(self, n: float) -> None:
+        """For work that was asked for, and brings such frames with it."""
+        self._left = min(self._burst, self._left + n)
 
-    def decode(self, data: bytes, message_type: type[MessageT]) -> MessageT:
-        try:
-            return message_type().parse(data)
-        # betterproto has no error of its own: EOFError, ValueError, struct.error, UnicodeDecodeError and others come
-        except Exception as error:
-            raise ProtocolError(f"{message_type.__name__} of {len(data)} bytes cannot be parsed") from error
+
+class Inflight:
+    """Bytes of clients' messages that are in memory, or announced: of all calls of a server together."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self.limit_bytes = limit_bytes
+        self.n_bytes = 0
+
+    def share(self) -> Share:
+        """Of one call."""
+        return Share(self)
+
+
+class Share:
+    """One call's part of what is in flight: what has come in and is not dealt with, or what its message will have."""
+
+    def __init__(self, inflight: Inflight) -> None:
+        self._inflight = inflight
+        self._arrived = self._announced = self._counted = 0
+
+    def _count(self) -> bool:
+        counted = max(self._arrived, self._announced)
+        self._inflight.n_bytes += counted - self._counted
+        self._counted = counted
+        return self._inflight.n_bytes <= self._inflight.limit_bytes
+
+    def arrived(self, n_bytes: int) -> bool:
+        """More has come in. False if that is too much."""
+        self._arrived += n_bytes
+        return self._count()
+
+    def announced(self, n_bytes: int) -> bool:
+        """The next message will have so many. False if that is too much."""
+        self._announced = n_bytes
+        return self._count()
+
+    def done(self, n_bytes: int) -> None:
+        """A message of so many is dealt with."""
+        self._arrived = max(0, self._arrived - n_bytes)
+        self._announced = 0
+        self._count()
+
+    def close(self) -> None:
+        """The call is over."""
+        self._arrived = self._announced = 0
+        self._count()
 
 
 class _WindowUpdated(asyncio.Event):
@@ -59,19 +111,85 @@ class _WindowUpdated(asyncio.Event):
 
 
 class LimitedStream(grpclib.protocol.Stream):
-    """A call's bytes, as grpclib reads them: five bytes of prefix, then as many as the prefix says, and so on.
+    """A call's bytes: five of prefix, then as many as the prefix says, and so on.
 
     The size is looked at before a byte of the body is waited for: grpclib itself would buffer up to 4 GiB.
+
+    Attributes:
+        share: of what is in flight; a server's alone.
+        trailers_too: headers to be sent with the trailers, whose names grpclib's metadata may not have.
+        identity, request_id: of a server's call, as `requests` found them.
     """
 
-    def __init__(self, *args: Any, max_message_bytes: int, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, max_message_bytes: int, share: Share | None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._max_message_bytes = max_message_bytes
+        self.share = share
+        self.trailers_too: list[tuple[str, str]] = []
+        self.identity = ""
+        self.request_id = ""
         self.window_updated: _WindowUpdated = _WindowUpdated()
+        self._held = 0  # bytes of the message that was read last
+        self._failure: LipsyncError | None = None
 
     def stop_sending(self) -> None:
         """Wake who waits for room to send, with StreamTerminatedError: there will be none. Receiving goes on."""
         self.window_updated.stop()
+
+    def fail(self, error: LipsyncError) -> None:
+        """End a server's call with this error, wherever its handler is."""
+        if self.wrapper is not None:
+            self.tell_when_to_retry(error)
+            self.wrapper.cancel(to_grpc_error(error))
+        else:  # it is about to begin
+            self._failure = error
+
+    def tell_when_to_retry(self, error: LipsyncError) -> None:
+        """In the trailers, if the error knows (gRPC proposal A6)."""
+        if isinstance(error, OverloadedError) and error.retry_after_ms is not None:
+            self.trailers_too.append(("grpc-retry-pushback-ms", str(error.retry_after_ms)))
+
+    async def recv_message_bytes(self, limit_bytes: int, timeout_s: float) -> bytes | None:
+        """A client's next message, as a server reads it; None after the last. The one before is dealt with by then.
+
+        Raises MessageTooLargeError and OverloadedError before the body is read, DeadlineError if the message is not
+        here `timeout_s` after its first byte, ProtocolError if the stream ends inside of it, NotImplementedError if it
+        is compressed.
+        """
+        assert self.share is not None
+        if self._failure is not None:
+            raise self._failure
+        self.share.done(self._held)
+        self._held = 0
+        start = await self.recv_data(1)
+        if not start:
+            return None
+        timeout = asyncio.timeout(timeout_s)
+        try:
+            async with timeout:
+                compressed, size = PREFIX.unpack(start + await self._recv_all(PREFIX.size - 1))
+                if compressed:
+                    raise NotImplementedError("compressed messages are not supported")
+                if size > limit_bytes:
+                    raise MessageTooLargeError(size, limit_bytes)
+                if not self.share.announced(PREFIX.size + size):
+                    raise OverloadedError(
+                        "the server is receiving as much as it has memory for; try again later",
+                        retry_after_ms=RETRY_AFTER_MS,
+                    )
+                self._held = PREFIX.size + size
+                return await self._recv_all(size)
+        except TimeoutError:
+            if not timeout.expired():
+                raise
+            raise DeadlineError(f"a message was not here in full within {timeout_s:g} s") from None
+
+    async def _recv_all(self, size: int) -> bytes:
+        """Raises ProtocolError if the stream ends before."""
+        data = await self.recv_data(size)
+        if len(data) < size:
+            raise ProtocolError("the stream ended inside a message")
+        return data
 
     async def recv_data(self, size: int) -> bytes:
         if size > self._max_message_bytes:
@@ -86,10 +204,12 @@ class LimitedStream(grpclib.protocol.Stream):
             raise ProtocolError("the stream ended inside a message") from error
 
     async def send_headers(self, headers: list[tuple[str, str]], end_stream: bool = False) -> None:
-        # grpclib's metadata refuses names in grpc-*, so this one joins below it. ":status" opens an answer; trailers
-        # have none.
+        # grpclib's metadata refuses names in grpc-*, so these join below it. ":status" opens an answer; trailers have
+        # none, unless they are all of the answer.
         if headers and headers[0][0] == ":status":
             headers = [*headers, ("grpc-accept-encoding", "identity")]
+        if end_stream:
+            headers = [*headers, *self.trailers_too]
         await super().send_headers(headers, end_stream=end_stream)
 
 
@@ -98,13 +218,23 @@ class LimitedConnection(grpclib.protocol.Connection):
 
     Attributes:
         finished: True once the last byte has been handed over; nothing more may be written.
+        control: frames that it may get beside those that do work; a server's alone.
     """
 
     finished = False
 
-    def __init__(self, *args: Any, max_message_bytes: int, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        max_message_bytes: int,
+        inflight: Inflight | None = None,
+        control: Allowance | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
         self._max_message_bytes = max_message_bytes
+        self._inflight = inflight
+        self.control = control
 
     def create_stream(self, *, stream_id: int | None = None, wrapper: Wrapper | None = None) -> LimitedStream:
         return LimitedStream(
@@ -114,6 +244,7 @@ class LimitedConnection(grpclib.protocol.Connection):
             stream_id=stream_id,
             wrapper=wrapper,
             max_message_bytes=self._max_message_bytes,
+            share=None if self._inflight is None else self._inflight.share(),
         )
 
     def ack(self, stream_id: int, size: int) -> None:
@@ -125,3 +256,8 @@ class LimitedConnection(grpclib.protocol.Connection):
         # grpclib flushes after every event, and some of them close the connection
         if not self.is_closing() and not self.finished:
             super().flush()
+
+    def data_send_process(self) -> None:
+        super().data_send_process()
+        if self.control is not None:
+            self.control.give(2)  # who reads what was sent updates two windows, and may measure the line with pings

@@ -1,4 +1,5 @@
-"""HTTP/2 as grpclib speaks it, with what it leaves out: settings from the first frame on, and a graceful GOAWAY.
+"""HTTP/2 as grpclib speaks it, with what it leaves out: settings from the first frame on, a graceful GOAWAY, and what
+a server must not put up with.
 
 Thin on purpose. What it leans on inside grpclib and h2 is listed in `tests/transport/test_library_contract.py`.
 """
@@ -6,10 +7,9 @@ Thin on purpose. What it leans on inside grpclib and h2 is listed in `tests/tran
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import grpclib.client
@@ -21,26 +21,37 @@ from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.errors import ErrorCodes
 from h2.events import ConnectionTerminated, DataReceived, Event, RemoteSettingsChanged, StreamReset
+from h2.exceptions import DenialOfServiceError
 from h2.exceptions import ProtocolError as H2ProtocolError
 from h2.settings import SettingCodes, Settings
-from hyperframe.frame import Frame, GoAwayFrame
+from hyperframe.frame import DataFrame, Frame, GoAwayFrame, HeadersFrame, PingFrame, RstStreamFrame, SettingsFrame
 
 from lipsync.config import MIB
-from lipsync.transport.limits import LimitedConnection, LimitedStream
+from lipsync.transport.limits import Allowance, Inflight, LimitedConnection, LimitedStream
 
 logger = logging.getLogger(__name__)
 
-MAX_STREAMS = 1000
-"""Calls on one connection at a time. h2's own 100 is not announced in time by grpclib, and one more is fatal to all."""
+CONTROL_FRAMES = (1000, 100.0)
+"""Frames of a client that carry nothing, at once and then a second; those that go with our answers come on top."""
+RESETS = (1000, 100.0)
+"""Calls that a client may take back, likewise, or have h2 take back for what is wrong with them."""
+SETTINGS_COST = 10
+"""A change of settings is answered, and may touch every stream."""
 ASSUMED_MAX_STREAMS = 100
 """What a client keeps to until the server has said what it takes (RFC 9113, 6.5.2)."""
 LAST_STREAM_ID = 2**31 - 1
 """In a GOAWAY: every stream so far is still being worked on."""
 
-SERVER_WINDOWS = Configuration(http2_stream_window_size=MIB, http2_connection_window_size=16 * MIB)
-"""Requests are small."""
-CLIENT_WINDOWS = Configuration(http2_stream_window_size=4 * MIB, http2_connection_window_size=64 * MIB)
-"""The connection has room for many streams' worth, so that a slow reader of one does not hold up the others."""
+CLIENT_WINDOWS = Configuration(
+    http2_stream_window_size=4 * MIB,
+    http2_connection_window_size=64 * MIB,
+    _keepalive_time=10.0,
+    _keepalive_timeout=5.0,
+    _http2_min_sent_ping_interval_without_data=10.0,
+)
+"""The connection has room for many streams' worth, so that a slow reader of one does not hold up the others. While
+calls are open, a ping every 10 s finds out a server whose machine is gone; two at most between two things sent, as
+servers that count pings allow."""
 
 
 class StreamResetError(StreamTerminatedError):
@@ -63,12 +74,48 @@ class GoingAway(Event):
 
 
 class GracefulH2Connection(H2Connection):
-    """Survives a GOAWAY without an error, where h2 would drop the calls in flight."""
+    """Survives a GOAWAY without an error, where h2 would drop the calls in flight. A server's has limits.
+
+    Attributes:
+        control, resets: what a client may still spend; None on a client's side.
+    """
+
+    control: Allowance | None = None
+    resets: Allowance | None = None
+
+    def _receive_frame(self, frame: Frame) -> list[Event]:
+        if self.control is not None and self.resets is not None:
+            if isinstance(frame, RstStreamFrame):
+                self._spend(self.resets)
+            elif (cost := _cost(frame)) != 0:
+                self._spend(self.control, cost)
+        return super()._receive_frame(frame)
+
+    def _spend(self, allowance: Allowance, cost: float = 1.0) -> None:
+        if not allowance.take(cost):
+            raise DenialOfServiceError("more frames that carry nothing than a client needs")
+
+    @property
+    def open_inbound_streams(self) -> int:
+        # One too many is fatal to the connection; our processor refuses it alone. Asked all the same: asking clears
+        # away what is closed.
+        return min(super().open_inbound_streams, 0)
 
     def _receive_goaway_frame(self, frame: GoAwayFrame) -> tuple[list[Frame], list[Event]]:
         if frame.error_code or not self.config.client_side:
             return super()._receive_goaway_frame(frame)
         return [], [GoingAway(last_stream_id=frame.last_stream_id)]
+
+
+def _cost(frame: Frame) -> float:
+    """Of a frame that a client sends: nothing for those that bring a call forward."""
+    if isinstance(frame, HeadersFrame) or (isinstance(frame, DataFrame) and frame.data):
+        return 0
+    if isinstance(frame, DataFrame) and "END_STREAM" in frame.flags:
+        return 0
+    if isinstance(frame, (PingFrame, SettingsFrame)) and "ACK" in frame.flags:
+        return 0
+    return SETTINGS_COST if isinstance(frame, SettingsFrame) else 1
 
 
 class EventsProcessor(grpclib.protocol.EventsProcessor):
@@ -100,7 +147,17 @@ class ClientEventsProcessor(EventsProcessor):
     def __init__(self, handler: grpclib.client.Handler, connection: LimitedConnection) -> None:
         super().__init__(handler, connection)
         self._going_away = False
+        self.greeted = asyncio.Event()
         self.processors[GoingAway] = self.process_going_away
+
+    @property
+    def going_away(self) -> bool:
+        """True once the server has asked for no more calls here."""
+        return self._going_away
+
+    def process_remote_settings_changed(self, event: RemoteSettingsChanged) -> None:
+        super().process_remote_settings_changed(event)
+        self.greeted.set()
 
     def process_going_away(self, event: GoingAway) -> None:
         self._going_away = True
@@ -138,6 +195,7 @@ class ClientEventsProcessor(EventsProcessor):
             del self.streams[stream_id]
         super().close(reason)
         self.streams.update(complete)
+        self.greeted.set()
         self.connection.write_ready.set()
         self.connection.stream_close_waiter.set()
 
@@ -171,11 +229,15 @@ class H2Protocol(grpclib.protocol.H2Protocol):
         max_message_bytes: int,
         made: Callable[[Any], None],
         lost: Callable[[Any], None],
+        max_streams: int = 1000,
+        inflight: Inflight | None = None,
     ) -> None:
         super().__init__(handler, config, h2_config)
         self._max_message_bytes = max_message_bytes
         self._made = made
         self._lost = lost
+        self._max_streams = max_streams
+        self._inflight = inflight
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
@@ -187,11 +249,13 @@ class H2Protocol(grpclib.protocol.H2Protocol):
         h2.local_settings = Settings(
             client=client,
             initial_values={
-                SettingCodes.MAX_CONCURRENT_STREAMS: MAX_STREAMS,
+                SettingCodes.MAX_CONCURRENT_STREAMS: self._max_streams,
                 SettingCodes.MAX_HEADER_LIST_SIZE: h2.DEFAULT_MAX_HEADER_LIST_SIZE,
                 SettingCodes.INITIAL_WINDOW_SIZE: self.config.http2_stream_window_size,
             },
         )
+        if not client:
+            h2.control, h2.resets = Allowance(*CONTROL_FRAMES), Allowance(*RESETS)
         if client:
             h2.remote_settings = Settings(
                 client=False, initial_values={SettingCodes.MAX_CONCURRENT_STREAMS: ASSUMED_MAX_STREAMS}
@@ -199,7 +263,12 @@ class H2Protocol(grpclib.protocol.H2Protocol):
         h2.initiate_connection()
         h2.increment_flow_control_window(self.config.http2_connection_window_size - 65535)
         self.connection = LimitedConnection(
-            h2, self.transport, config=self.config, max_message_bytes=self._max_message_bytes
+            h2,
+            self.transport,
+            config=self.config,
+            max_message_bytes=self._max_message_bytes,
+            inflight=self._inflight,
+            control=h2.control,
         )
         self.connection.flush()
         self.connection.initialize()
@@ -210,96 +279,66 @@ class H2Protocol(grpclib.protocol.H2Protocol):
         try:
             events = self.connection.feed(data)
         except H2ProtocolError as error:
-            logger.debug("closing a connection that broke HTTP/2: %s", error)
             # h2 has queued a GOAWAY that says why
-            self.connection.flush()
-            self.processor.close("the other side broke HTTP/2")
+            self._broken(error)
             return
         self.connection.flush()
-        for event in events:
-            self.processor.process(event)
+        try:
+            for event in events:
+                self.processor.process(event)
+        except H2ProtocolError as error:
+            self.connection._connection.close_connection(error.error_code)
+            self._broken(error)
+            return
         self.connection.flush()
+
+    def _broken(self, error: H2ProtocolError) -> None:
+        logger.debug("closing a connection that broke HTTP/2: %s", error)
+        self.connection.flush()
+        self.processor.close("the other side broke HTTP/2")
 
     def connection_lost(self, exc: BaseException | None) -> None:
         super().connection_lost(exc)
         self._lost(self)
 
 
-class ServerProtocol(H2Protocol):
-    """One connection of a server."""
-
-    def go_away(self, *, last_stream_id: int = LAST_STREAM_ID) -> None:
-        """Ask the client for no more calls here; those up to `last_stream_id` go on.
-
-        Written past h2, whose own way ends its state and with it every call in flight.
-        """
-        if not self.transport.is_closing():
-            self.connection.flush()
-            self.transport.write(GoAwayFrame(0, last_stream_id=last_stream_id).serialize())
-
-    def finish(self) -> None:
-        """Say which calls were taken at all, send what is left to send, and close."""
-        if self.transport.is_closing():
-            return
-        self.go_away(last_stream_id=self.connection._connection.highest_inbound_stream_id)
-        self.connection.finished = True
-        # half-closed first, where the transport can: closing with unread input would reset the connection, and the
-        # client might lose the answers on their way
-        with contextlib.suppress(OSError, NotImplementedError):
-            self.transport.write_eof()
-            return
-        self.transport.close()
-
-    def data_received(self, data: bytes) -> None:
-        if not self.connection.finished:
-            super().data_received(data)
-
-    def abort(self) -> None:
-        """Drop the connection now, with whatever is unsent."""
-        self.transport.abort()
-
-
 class ClientProtocol(H2Protocol):
-    """One connection of a client."""
+    """One connection of a client.
+
+    Attributes:
+        lost_because: what the system, or TLS, said of the connection's end.
+    """
 
     processor_class = ClientEventsProcessor
+    processor: ClientEventsProcessor
+    lost_because: BaseException | None = None
 
-
-class GrpcServer(grpclib.server.Server):
-    """grpclib's server with our connections; listening and closing are our `Server`'s business."""
-
-    def __init__(
-        self,
-        handlers: list[Any],
-        *,
-        max_message_bytes: int,
-        made: Callable[[Any], None],
-        lost: Callable[[Any], None],
-        **options: Any,
-    ) -> None:
-        super().__init__(handlers, config=SERVER_WINDOWS, **options)
-        self._max_message_bytes = max_message_bytes
-        self._made = made
-        self._lost = lost
-
-    def connection(self) -> ServerProtocol:
-        """The protocol of a new connection."""
-        handler = grpclib.server.Handler(self._mapping, self._codec, self._status_details_codec, self.__dispatch__)
-        return ServerProtocol(
-            handler,
-            self._config,
-            self._h2_config,
-            max_message_bytes=self._max_message_bytes,
-            made=self._made,
-            lost=self._lost,
-        )
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self.lost_because = exc
+        super().connection_lost(exc)
 
 
 class GrpcChannel(grpclib.client.Channel):
     """grpclib's channel with our connections. A new one is made when the last was lost or is going away."""
 
-    def __init__(self, host: str, port: int, *, max_message_bytes: int, **options: Any) -> None:
-        super().__init__(host, port, config=CLIENT_WINDOWS, **options)
+    _protocol: ClientProtocol | None
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        *,
+        max_message_bytes: int,
+        authority: str | None = None,
+        server_name: str | None = None,
+        **options: Any,
+    ) -> None:
+        """`authority` is what calls name as their server, `server_name` what its certificate must bear: those of the
+        address where they are None."""
+        config = replace(CLIENT_WINDOWS, ssl_target_name_override=server_name)
+        super().__init__(host, port, config=config, **options)
+        if authority is not None:
+            self._authority = authority
         self._max_message_bytes = max_message_bytes
         self._connections: set[H2Protocol] = set()
 
@@ -313,12 +352,42 @@ class GrpcChannel(grpclib.client.Channel):
             lost=self._connections.discard,
         )
 
-    async def __connect__(self) -> grpclib.protocol.H2Protocol:
-        protocol = await super().__connect__()
+    @property
+    def ready(self) -> bool:
+        """True if a call could be sent now."""
+        return self._protocol is not None and self._connected and self._protocol.processor.greeted.is_set()
+
+    @property
+    def went_away(self) -> bool:
+        """True if the last connection's server asked for no more calls on it: nothing is wrong with the server."""
+        return self._protocol is not None and self._protocol.processor.going_away
+
+    @property
+    def open(self) -> bool:
+        """True while there is any connection, one that is going away included."""
+        return bool(self._connections)
+
+    async def __connect__(self) -> ClientProtocol:
+        protocol = cast(ClientProtocol, await super().__connect__())
+        # whatever accepts connections for a server that is down, or stuck, does not greet
+        await protocol.processor.greeted.wait()
         # it may be lost again by the time this task runs
         if not self._connected:
-            raise StreamTerminatedError("the connection was lost as soon as it was made")
+            because = f": {protocol.lost_because}" if protocol.lost_because is not None else ""
+            raise StreamTerminatedError(f"the connection was lost as soon as it was made{because}")
         return protocol
+
+    def hang_up(self) -> None:
+        """Close the connection that calls are sent on; those that are going away stay."""
+        if self._protocol is not None and self._connected:
+            self._protocol.processor.close()
+
+    def retire(self) -> None:
+        """Take no more calls, and close every connection as soon as its calls are done."""
+        for connection in list(self._connections):
+            cast(ClientProtocol, connection).processor.process_going_away(GoingAway(last_stream_id=LAST_STREAM_ID))
+        if self._protocol is not None:
+            del self._protocol
 
     def close(self) -> None:
         """Close every connection, those that are going away included."""

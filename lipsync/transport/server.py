@@ -9,15 +9,20 @@ import logging
 import signal
 from collections.abc import Callable
 from types import TracebackType
-from typing import Self, cast
+from typing import Any, Self, cast
 
 from lipsync.config import ServerConfig
 from lipsync.errors import ConfigError
+from lipsync.transport import health, messages
 from lipsync.transport.backend import Backend
+from lipsync.transport.calls import Calls, NoObserver, Observer
+from lipsync.transport.codec import Codec, check_installation
 from lipsync.transport.details import DetailsCodec
-from lipsync.transport.limits import Codec
-from lipsync.transport.protocol import GrpcServer, H2Protocol, ServerProtocol
-from lipsync.transport.service import Service
+from lipsync.transport.methods import REFLECTION_PATHS
+from lipsync.transport.protocol import H2Protocol
+from lipsync.transport.security import Security
+from lipsync.transport.server_protocol import GrpcServer, ServerProtocol
+from lipsync.transport.service import HEALTH_CHECK, LARGE, UNLIMITED, Service
 from lipsync.types import Health
 
 logger = logging.getLogger(__name__)
@@ -38,11 +43,23 @@ class Server:
         await server.wait()
     """
 
-    def __init__(self, backend: Backend, config: ServerConfig) -> None:
+    def __init__(self, backend: Backend, config: ServerConfig, *, observer: Observer | None = None) -> None:
+        """`observer` is told of every call, and of what is refused."""
         self._backend = backend
         self._config = config
+        self._observer: Observer = observer or NoObserver()
+        self._calls = Calls(
+            config,
+            observer=observer,
+            always=[HEALTH_CHECK, health.CHECK],
+            endless=[health.WATCH, *REFLECTION_PATHS],
+            large=LARGE,
+        )
         self._listener: asyncio.Server | None = None
         self._service: Service | None = None
+        self._grpc: GrpcServer | None = None
+        self._security = Security()
+        self._watcher: asyncio.Task[None] | None = None
         self._connections: set[ServerProtocol] = set()
         self._no_connections = asyncio.Event()
         self._no_connections.set()
@@ -50,14 +67,23 @@ class Server:
         self._drain_lock = asyncio.Lock()
 
     async def start(self) -> None:
-        """Listen. Raises ConfigError if the address cannot be had."""
+        """Listen. Raises ConfigError if the address cannot be had or needs TLS and tokens, or for their files."""
         if self._service is not None:
             raise ConfigError("this server was started before; make a new one")
         config = self._config
-        self._service = Service(self._backend, config)
-        grpc = GrpcServer(
-            [self._service],
-            max_message_bytes=config.max_message_bytes,
+        check_installation()
+        self._security = await asyncio.to_thread(Security.of, config)
+        service = Service(self._backend, config, self._calls)
+        services = self._beside(service)
+        self._grpc = grpc = GrpcServer(
+            services,
+            server_config=config,
+            guard=self._calls.guard,
+            observer=self._observer,
+            tokens=self._security.tokens,
+            limits_s={
+                path: config.max_call_s for path in [*service.__mapping__(), health.CHECK] if path not in UNLIMITED
+            },
             made=self._made,
             lost=self._lost,
             codec=Codec(config.max_message_bytes),
@@ -65,11 +91,34 @@ class Server:
         )
         loop = asyncio.get_running_loop()
         try:
-            self._listener = await loop.create_server(grpc.connection, config.host, config.port, backlog=BACKLOG)
+            self._listener = await loop.create_server(
+                grpc.connection,
+                config.host,
+                config.port,
+                backlog=BACKLOG,
+                ssl=self._security.context,
+                ssl_handshake_timeout=config.handshake_timeout_s if self._security.context else None,
+            )
         except OSError as error:
             raise ConfigError(_why_not(error, config)) from error
+        self._service = service
+        self._watcher = asyncio.create_task(self._security.watch())
         host, port = self.address
         logger.debug("serving on %s port %d", host, port)
+
+    def _beside(self, service: Service) -> list[Any]:
+        """The service, and those of gRPC's own beside it."""
+        names = [messages.SERVICE.strip("/"), health.NAME]
+        timeout_s = self._config.send_timeout_s
+        services: list[Any] = [
+            service,
+            health.HealthService(self._backend, services=names, leaving=self._calls.leaving, send_timeout_s=timeout_s),
+        ]
+        if self._config.reflection:
+            from lipsync.transport.reflection import reflection_services  # its text says why not above
+
+            services += reflection_services(names)
+        return services
 
     @property
     def address(self) -> tuple[str, int]:
@@ -80,9 +129,19 @@ class Server:
         return host, port
 
     @property
+    def security(self) -> Security:
+        """What stands between it and its callers; its files are read again when they change."""
+        return self._security
+
+    @property
+    def n_connections(self) -> int:
+        """Connections of clients."""
+        return len(self._connections)
+
+    @property
     def calls_in_flight(self) -> int:
         """Calls that are being answered."""
-        return len(self._service.calls) if self._service is not None else 0
+        return len(self._calls)
 
     def health(self) -> Health:
         """What HealthCheck answers."""
@@ -95,30 +154,37 @@ class Server:
         await self._closed.wait()
 
     async def drain(self, grace_s: float | None = None) -> None:
-        """Stop gracefully: no new calls, those in flight finish within `grace_s` (by default the configured), close.
+        """Stop gracefully, and close.
 
-        Calls that are not done then end as UNAVAILABLE.
+        Health says NOT_SERVING, but calls are still taken for `drain_delay_s`; then there are no new ones, and those in
+        flight finish within `grace_s` (by default the configured; with 0 there is no delay either). Calls that are not
+        done then end as UNAVAILABLE.
         """
         async with self._drain_lock:
             if self._closed.is_set():
                 return
             try:
-                if self._service is not None and self._listener is not None:
-                    await self._drain(self._service, self._config.grace_s if grace_s is None else grace_s)
+                if self._listener is not None:
+                    await self._drain(self._listener, self._config.grace_s if grace_s is None else grace_s)
             finally:
+                if self._watcher is not None:
+                    self._watcher.cancel()
                 self._closed.set()
 
-    async def _drain(self, service: Service, grace_s: float) -> None:
-        assert self._listener is not None
-        service.calls.draining = True
+    async def _drain(self, listener: asyncio.Server, grace_s: float) -> None:
+        self._calls.leaving.set()
+        if grace_s and self._config.drain_delay_s:
+            logger.info("leaving: calls are taken for another %g s", self._config.drain_delay_s)
+            await asyncio.sleep(self._config.drain_delay_s)
+        self._calls.refusing.set()
         # Not followed by wait_closed(): from Python 3.12 on that waits for every client to hang up.
-        self._listener.close()
+        listener.close()
         for connection in self._connections:
             connection.go_away()
-        logger.info("draining: %d calls in flight, %g s of grace", len(service.calls), grace_s)
+        logger.info("draining: %d calls in flight, %g s of grace", len(self._calls), grace_s)
         try:
-            await service.calls.drain(grace_s)
-            await service.calls.wait(CANCEL_S)
+            await self._calls.drain(grace_s)
+            await self._calls.wait(CANCEL_S)
             for connection in self._connections:
                 connection.finish()
             with contextlib.suppress(TimeoutError):
@@ -146,6 +212,9 @@ class Server:
         await self.close()
 
     def _made(self, connection: H2Protocol) -> None:
+        if len(self._connections) >= self._config.max_connections:
+            cast(ServerProtocol, connection).refuse()
+            return
         self._connections.add(cast(ServerProtocol, connection))
         self._no_connections.clear()
 
@@ -164,10 +233,16 @@ def _why_not(error: OSError, config: ServerConfig) -> str:
     return f"cannot listen on {where}: {error.strerror or error}"
 
 
-async def serve(backend: Backend, config: ServerConfig, *, ready: Callable[[Server], None] | None = None) -> None:
+async def serve(
+    backend: Backend,
+    config: ServerConfig,
+    *,
+    ready: Callable[[Server], None] | None = None,
+    observer: Observer | None = None,
+) -> None:
     """Serve until SIGTERM or Ctrl-C, then drain and return. A second signal stops at once.
 
-    `ready` is called with the server once it listens.
+    `ready` is called with the server once it listens; `observer` is told of its calls.
     """
     loop = asyncio.get_running_loop()
     signals: asyncio.Queue[int] = asyncio.Queue()
@@ -178,7 +253,11 @@ async def serve(backend: Backend, config: ServerConfig, *, ready: Callable[[Serv
             loop.add_signal_handler(number, signals.put_nowait, number)
             caught.append(number)
     try:
-        async with Server(backend, config) as server:
+        async with Server(backend, config, observer=observer) as server:
+            if server.security.reloads:  # otherwise SIGHUP means what it always did: the terminal is gone
+                with contextlib.suppress(NotImplementedError):
+                    loop.add_signal_handler(signal.SIGHUP, server.security.reload)
+                    caught.append(signal.SIGHUP)
             if ready is not None:
                 ready(server)
             closed = asyncio.create_task(server.wait())

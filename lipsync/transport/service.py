@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
 import betterproto
-from grpclib.const import Handler
 from grpclib.server import Stream
 from optimized_lipsyncsrv import (
     AudioFrame,
@@ -58,6 +57,11 @@ from lipsync.types import Frame, Health
 
 HEALTH_CHECK = messages.SERVICE + "HealthCheck"
 STREAM_INFERENCE = messages.SERVICE + "StreamInference"
+LOAD_PACKAGE = messages.SERVICE + "LoadPackage"
+LARGE = (messages.SERVICE + "GenerateBatchInference", messages.SERVICE + "GenerateBatchWithAudio", LOAD_PACKAGE)
+"""Calls whose requests may be as large as a batch."""
+UNLIMITED = (STREAM_INFERENCE, messages.SERVICE + "StreamAudio", LOAD_PACKAGE)
+"""Calls that may take as long as they do."""
 
 MAX_NAME_LENGTH = 64
 """Longer names cannot be loaded (`lipsync.config.MODEL_NAME`), and are not repeated in full."""
@@ -72,14 +76,11 @@ PACKAGE_FAULTS = (PackageError, CheckpointError, MediaError)
 class Service(OptimizedLipSyncServiceBase):
     """The service of the contract on top of a backend."""
 
-    def __init__(self, backend: Backend, config: ServerConfig) -> None:
+    def __init__(self, backend: Backend, config: ServerConfig, calls: Calls) -> None:
         self._backend = backend
         self._config = config
         self._started = time.monotonic()
-        self.calls = Calls(always=[HEALTH_CHECK])
-
-    def __mapping__(self) -> dict[str, Handler]:
-        return {path: self.calls.guard(path, handler) for path, handler in super().__mapping__().items()}
+        self._calls = calls
 
     async def _call_rpc_handler_server_stream(
         self, handler: Callable[..., Any], stream: Stream[Any, Any], request: Any
@@ -255,7 +256,7 @@ class Service(OptimizedLipSyncServiceBase):
 
     def health(self) -> Health:
         """The same, for this process."""
-        healthy = not self.calls.draining
+        healthy = self._backend.ready and not self._calls.leaving.is_set()
         return Health(
             healthy=healthy,
             status=messages.SERVING if healthy else messages.NOT_SERVING,
@@ -263,7 +264,7 @@ class Service(OptimizedLipSyncServiceBase):
             uptime_s=int(time.monotonic() - self._started),
         )
 
-    async def _frame(self, request: OptimizedInferenceRequest) -> Frame:
+    async def _frame(self, request: OptimizedInferenceRequest, *, realtime: bool = False) -> Frame:
         call = CALL.get()
         name = _name(request.model_name)
         try:
@@ -278,12 +279,13 @@ class Service(OptimizedLipSyncServiceBase):
             jpeg_quality=jpeg_quality,
             timeout_s=call.timeout_s,
             caller=call,
+            realtime=realtime,
         )
         return frame.raise_for_error()
 
     async def _stream_frame(self, request: OptimizedInferenceRequest) -> OptimizedInferenceResponse:
         try:
-            return messages.frame_response(await self._frame(request))
+            return messages.frame_response(await self._frame(request, realtime=True))
         except LipsyncError as error:
             return _failure(request, error)
         except Exception as error:

@@ -20,6 +20,16 @@ from lipsync.transport import client, messages, service
     ("function", "parameters"),
     [
         (grpclib.server.Handler.__init__, ["self", "mapping", "codec", "status_details_codec", "dispatch"]),
+        (grpclib.server.Handler.accept, ["self", "stream", "headers", "release_stream"]),
+        (grpclib.server.Handler.cancel, ["self", "stream"]),
+        (
+            grpclib.server.request_handler,
+            ["mapping", "_stream", "headers", "codec", "status_details_codec", "dispatch", "release_stream"],
+        ),
+        (grpclib.protocol.Connection.data_send_process, ["self"]),
+        (grpclib.protocol.EventsProcessor.process_request_received, ["self", "event"]),
+        (H2Connection._receive_frame, ["self", "frame"]),
+        (H2Connection.close_connection, ["self", "error_code", "additional_data", "last_stream_id"]),
         (grpclib.protocol.H2Protocol.__init__, ["self", "handler", "config", "h2_config"]),
         (grpclib.protocol.Connection.create_stream, ["self", "stream_id", "wrapper"]),
         (grpclib.protocol.Stream.recv_data, ["self", "size"]),
@@ -58,6 +68,16 @@ async def test_attributes() -> None:
     assert "_eof" in inspect.getsource(grpclib.protocol.Buffer)
     assert grpclib.client.Handler().connection_lost is False
     assert H2Connection().highest_inbound_stream_id == 0
+    assert isinstance(H2Connection.open_inbound_streams, property)
+    assert "self.open_inbound_streams" in inspect.getsource(H2Connection._receive_headers_frame)
+    assert "ProtocolError" in inspect.getsource(H2Connection.receive_data)
+    assert grpclib.utils.Wrapper()._error is None
+    handler = grpclib.server.Handler({}, None, None, None)  # type: ignore[arg-type]
+    assert handler._tasks == {}
+    stream = inspect.signature(grpclib.server.Stream.__init__)
+    assert {"stream", "codec", "dispatch"} <= set(stream.parameters)
+    for name in ("self._stream = stream", "self._codec = codec"):
+        assert name in inspect.getsource(grpclib.server.Stream.__init__)
 
 
 async def test_the_size_of_a_message_is_asked_for_in_one_piece() -> None:

@@ -11,7 +11,7 @@ from optimized_lipsyncsrv import LoadPackageRequest, OptimizedInferenceRequest, 
 
 from lipsync.config import MIB
 from lipsync.errors import MessageTooLargeError, ProtocolError
-from lipsync.transport.limits import Codec
+from lipsync.transport.codec import Codec
 from lipsync.transport.server import Server
 from tests.transport.conftest import client_of, serving
 from tests.transport.fake_backend import FakeBackend

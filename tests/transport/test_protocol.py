@@ -10,7 +10,7 @@ from hyperframe.frame import PingFrame
 from optimized_lipsyncsrv import OptimizedInferenceRequest
 
 from lipsync import Client
-from lipsync.transport.protocol import MAX_STREAMS
+from lipsync.config import ServerConfig
 from lipsync.transport.server import Server
 from tests.transport.conftest import client_of
 from tests.transport.fake_backend import FakeBackend
@@ -23,7 +23,7 @@ REQUEST = bytes(OptimizedInferenceRequest(model_name="anna", frame_id=1))
 
 async def test_the_first_settings_say_how_many_streams(server: Server) -> None:
     async with RawClient(server) as client:
-        assert client.h2.remote_settings[SettingCodes.MAX_CONCURRENT_STREAMS] == MAX_STREAMS
+        assert client.h2.remote_settings[SettingCodes.MAX_CONCURRENT_STREAMS] == ServerConfig().max_streams
 
 
 async def test_300_calls_at_once_on_one_connection(server: Server, backend: FakeBackend) -> None:
@@ -40,7 +40,7 @@ async def test_300_calls_at_once_on_one_connection(server: Server, backend: Fake
 
 
 async def test_our_client_asks_for_more_than_a_connection_takes(client: Client, backend: FakeBackend) -> None:
-    count = MAX_STREAMS + 500
+    count = ServerConfig().max_streams + 500
     async with asyncio.timeout(30):
         frames = await asyncio.gather(*(client.frame("anna", number % 1000) for number in range(count)))
     assert [frame.frame_id for frame in frames] == [number % 1000 for number in range(count)]

@@ -42,7 +42,7 @@ async def test_a_port_in_use(backend: FakeBackend, server: Server) -> None:
 
 async def test_an_address_that_is_not_ours(backend: FakeBackend) -> None:
     with pytest.raises(ConfigError, match="cannot listen on port 0 of 192.0.2.1"):
-        async with serving(backend, host="192.0.2.1"):
+        async with serving(backend, host="192.0.2.1", insecure=True):
             pass
 
 

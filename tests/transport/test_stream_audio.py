@@ -19,7 +19,7 @@ from optimized_lipsyncsrv import AudioRequest
 from lipsync import Client, Output, SampleEncoding, SpeechEventKind, SpeechOptions, errors
 from lipsync.config import MIB, ServerConfig
 from lipsync.transport import audio_messages
-from lipsync.transport.calls import CALL, Call
+from lipsync.transport.calls import CALL, Call, Calls
 from lipsync.transport.server import Server
 from lipsync.transport.service import Service
 from tests.conftest import Grpcio
@@ -346,7 +346,8 @@ async def test_tiny_messages_leave_others_their_turn(client: Client, backend: Fa
 
 @pytest.mark.parametrize("rounds", range(4))
 async def test_a_call_that_is_cancelled_twice_gives_its_session_back(backend: FakeBackend, rounds: int) -> None:
-    service = Service(backend, ServerConfig())
+    config = ServerConfig()
+    service = Service(backend, config, Calls(config))
 
     async def requests() -> AsyncIterator[AudioRequest]:
         yield audio_messages.session_request("anna", SpeechOptions())

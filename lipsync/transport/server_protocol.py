@@ -1,0 +1,261 @@
+"""A server's connections: what a client may ask for, how long it may leave us waiting, and how it is told to go.
+
+What it leans on inside grpclib and h2 is listed in `tests/transport/test_library_contract.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+import grpclib.server
+from grpclib.config import Configuration
+from grpclib.const import Handler
+from h2.errors import ErrorCodes
+from h2.events import DataReceived, RemoteSettingsChanged, RequestReceived, StreamReset
+from h2.exceptions import DenialOfServiceError
+from h2.exceptions import ProtocolError as H2ProtocolError
+from hyperframe.frame import GoAwayFrame
+
+from lipsync.config import MIB, ServerConfig
+from lipsync.errors import OverloadedError
+from lipsync.transport.calls import Observer
+from lipsync.transport.limits import RETRY_AFTER_MS, Inflight, LimitedStream
+from lipsync.transport.protocol import LAST_STREAM_ID, EventsProcessor, GracefulH2Connection, H2Protocol
+from lipsync.transport.requests import RequestHandler, Tokens
+
+KEEPALIVE_ANSWER_S = 20.0
+"""How long a sign of life may take."""
+LINGER_S = 1.0
+"""How long a connection that was idle too long stays open after it was said: a call may be on its way already."""
+
+SERVER_WINDOWS = Configuration(http2_stream_window_size=MIB, http2_connection_window_size=16 * MIB)
+"""Requests are small."""
+
+
+class ServerEventsProcessor(EventsProcessor):
+    """What a server does with events: it counts what a client asks for.
+
+    Attributes:
+        max_streams: calls at a time.
+        observer: is told of what is refused.
+        is_greeted: True once the client has spoken HTTP/2: its first frame is SETTINGS.
+    """
+
+    max_streams: int
+    observer: Observer
+    is_greeted = False
+
+    def process_remote_settings_changed(self, event: RemoteSettingsChanged) -> None:
+        self.is_greeted = True
+        super().process_remote_settings_changed(event)
+
+    def process_request_received(self, event: RequestReceived) -> None:
+        if len(self.streams) < self.max_streams:
+            super().process_request_received(event)
+            return
+        self.observer.refused("streams")
+        assert event.stream_id is not None
+        with contextlib.suppress(H2ProtocolError):  # the client has taken it back itself
+            self.connection._connection.reset_stream(event.stream_id, ErrorCodes.REFUSED_STREAM)
+
+    def process_data_received(self, event: DataReceived) -> None:
+        super().process_data_received(event)
+        stream = cast(LimitedStream | None, self.streams.get(event.stream_id or 0))
+        if stream is None or stream.share is None or stream.share.arrived(event.flow_controlled_length):
+            return
+        stream.fail(
+            OverloadedError(
+                "the server is receiving as much as it has memory for; try again later", retry_after_ms=RETRY_AFTER_MS
+            )
+        )
+
+    def process_stream_reset(self, event: StreamReset) -> None:
+        super().process_stream_reset(event)
+        resets = cast(GracefulH2Connection, self.connection._connection).resets
+        if not event.remote_reset and resets is not None and not resets.take():
+            raise DenialOfServiceError("more calls that break HTTP/2 than an honest client makes")
+
+
+class ServerProtocol(H2Protocol):
+    """One connection of a server. Looks at itself every so often, and closes when its client lets it down."""
+
+    processor_class = ServerEventsProcessor
+    processor: ServerEventsProcessor
+
+    def __init__(self, *args: Any, server_config: ServerConfig, observer: Observer, **kwargs: Any) -> None:
+        super().__init__(*args, max_streams=server_config.max_streams, **kwargs)
+        self._server_config = server_config
+        self._observer = observer
+        self._heard_s = self._used_s = 0.0
+        self._stuck_s: float | None = None
+        self._ending_s: float | None = None
+        self._pinged = False
+        self._looking: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self.processor.max_streams = self._server_config.max_streams
+        self.processor.observer = self._observer
+        self._heard_s = self._used_s = asyncio.get_running_loop().time()
+        ssl_object = transport.get_extra_info("ssl_object")
+        if ssl_object is not None and ssl_object.selected_alpn_protocol() != "h2":
+            self._drop("alpn")
+        else:
+            self._look_later()
+
+    def refuse(self) -> None:
+        """Close a connection that is one too many."""
+        self._drop("connections")
+
+    def data_received(self, data: bytes) -> None:
+        if self.connection.finished:
+            return
+        self._heard_s = asyncio.get_running_loop().time()
+        self._pinged = False
+        super().data_received(data)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._stuck_s = asyncio.get_running_loop().time()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._stuck_s = None
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        if self._looking is not None:
+            self._looking.cancel()
+        super().connection_lost(exc)
+
+    def _broken(self, error: H2ProtocolError) -> None:
+        self._observer.refused("flood" if isinstance(error, DenialOfServiceError) else "malformed")
+        super()._broken(error)
+
+    def _look_later(self) -> None:
+        config = self._server_config
+        limits_s = (config.handshake_timeout_s, config.idle_timeout_s, config.keepalive_s, config.send_timeout_s)
+        self._looking = asyncio.get_running_loop().call_later(min(5.0, *limits_s) / 4, self._look)
+
+    def _look(self) -> None:
+        """What a client owes by now."""
+        if self.transport.is_closing():
+            return
+        config, now_s = self._server_config, asyncio.get_running_loop().time()
+        if self.processor.streams:
+            self._used_s, self._ending_s = now_s, None
+        if not self.processor.is_greeted and now_s - self._heard_s >= config.handshake_timeout_s:
+            self._drop("preface_timeout")
+        elif self._stuck_s is not None and now_s - self._stuck_s >= config.send_timeout_s:
+            self._drop("slow_reader")
+        elif self.processor.streams:
+            silent_s = now_s - self._heard_s
+            if silent_s >= config.keepalive_s + KEEPALIVE_ANSWER_S:
+                self._drop("keepalive")
+            elif silent_s >= config.keepalive_s and not self._pinged:
+                self._pinged = True
+                self.connection._connection.ping(b"are you?")
+                self.connection.flush()
+        elif self._ending_s is not None and now_s - self._ending_s >= LINGER_S:
+            if self.connection.finished:
+                self.abort()
+                return
+            self.finish()
+            self._ending_s = now_s  # then the client has as long again to hang up
+        elif self._ending_s is None and now_s - self._used_s >= config.idle_timeout_s:
+            self._observer.refused("idle")
+            self.go_away()
+            self._ending_s = now_s
+        if not self.transport.is_closing():
+            self._look_later()
+
+    def _drop(self, reason: str) -> None:
+        self._observer.refused(reason)
+        self.abort()
+
+    def go_away(self, *, last_stream_id: int = LAST_STREAM_ID) -> None:
+        """Ask the client for no more calls here; those up to `last_stream_id` go on.
+
+        Written past h2, whose own way ends its state and with it every call in flight.
+        """
+        if not self.transport.is_closing():
+            self.connection.flush()
+            self.transport.write(GoAwayFrame(0, last_stream_id=last_stream_id).serialize())
+
+    def finish(self) -> None:
+        """Say which calls were taken at all, send what is left to send, and close."""
+        if self.transport.is_closing():
+            return
+        self.go_away(last_stream_id=self.connection._connection.highest_inbound_stream_id)
+        self.connection.finished = True
+        # half-closed first, where the transport can: closing with unread input would reset the connection, and the
+        # client might lose the answers on their way
+        with contextlib.suppress(OSError, NotImplementedError):
+            self.transport.write_eof()
+            return
+        self.transport.close()
+
+    def abort(self) -> None:
+        """Drop the connection now, with whatever is unsent."""
+        self.transport.abort()
+
+
+class GrpcServer(grpclib.server.Server):
+    """grpclib's server with our connections; listening and closing are our `Server`'s business."""
+
+    def __init__(
+        self,
+        handlers: list[Any],
+        *,
+        server_config: ServerConfig,
+        guard: Callable[[str, Handler], Handler],
+        observer: Observer,
+        tokens: Tokens | None,
+        limits_s: Mapping[str, float],
+        made: Callable[[Any], None],
+        lost: Callable[[Any], None],
+        **options: Any,
+    ) -> None:
+        """
+        Args:
+            handlers: services.
+            guard: what stands around the handler of every method.
+            limits_s: how long a call may take, by its method.
+            made, lost: are called with each connection.
+        """
+        super().__init__(handlers, config=SERVER_WINDOWS, **options)
+        # a byte that is no ASCII is the request's fault alone
+        self._h2_config.header_encoding = "latin-1"
+        self._mapping = {path: guard(path, handler) for path, handler in self._mapping.items()}
+        self._server_config = server_config
+        self._observer = observer
+        self._tokens = tokens
+        self._limits_s = limits_s
+        self._made = made
+        self._lost = lost
+        self.inflight = Inflight(server_config.max_inflight_bytes)
+
+    def connection(self) -> ServerProtocol:
+        """The protocol of a new connection."""
+        handler = RequestHandler(
+            self._mapping,
+            self._codec,
+            self._status_details_codec,
+            self.__dispatch__,
+            tokens=self._tokens,
+            observer=self._observer,
+            limits_s=self._limits_s,
+        )
+        return ServerProtocol(
+            handler,
+            self._config,
+            self._h2_config,
+            max_message_bytes=self._server_config.max_message_bytes,
+            made=self._made,
+            lost=self._lost,
+            inflight=self.inflight,
+            server_config=self._server_config,
+            observer=self._observer,
+        )
