@@ -121,6 +121,22 @@ async def _frame_ids(client: Client, count: int) -> list[int]:
     return [frame.frame_id async for frame in client.stream("bert", range(count))]
 
 
+async def test_load_balancers_have_time_to_notice(backend: FakeBackend) -> None:
+    async with serving(backend, drain_delay_s=0.3) as server, client_of(server) as client, RawClient(server) as raw:
+        draining = asyncio.create_task(server.drain())
+        while (await client.health()).healthy:
+            await asyncio.sleep(0)
+        assert (await client.frame("anna", 1)).ok  # calls are still taken, on new connections too
+        async with client_of(server) as another:
+            assert (await another.frame("anna", 2)).ok
+        assert not raw.goaways()
+        await raw.until(lambda: bool(raw.goaways()))
+        await draining
+    async with serving(backend, drain_delay_s=60.0) as server:
+        async with asyncio.timeout(20):
+            await server.close()  # at once is at once
+
+
 async def test_new_calls_on_an_open_connection_while_draining(backend: FakeBackend) -> None:
     backend.gate = asyncio.Event()
     async with serving(backend, grace_s=20.0) as server, RawClient(server) as raw:
