@@ -32,6 +32,7 @@ from lipsync.errors import (
     UnauthenticatedError,
 )
 from lipsync.transport.client import Client
+from lipsync.transport.tls import ClientTLS
 from lipsync.types import (
     Bounds,
     Frame,
@@ -58,6 +59,7 @@ __all__ = [
     "Bounds",
     "CheckpointError",
     "Client",
+    "ClientTLS",
     "ConfigError",
     "ConnectionLostError",
     "DeadlineError",

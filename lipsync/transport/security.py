@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
-import logging
 import socket
 import ssl
 from typing import Self
@@ -16,8 +16,6 @@ from lipsync.config import ServerConfig
 from lipsync.errors import ConfigError
 from lipsync.transport.tls import ClientTLS, ServerTLS
 from lipsync.transport.tokens import Tokens
-
-logger = logging.getLogger(__name__)
 
 __all__ = ["ClientTLS", "Security", "ServerTLS", "Tokens", "check_addresses", "is_public"]
 
@@ -76,12 +74,10 @@ class Security:
         """Read the files again when they change; until cancelled. What cannot be used is told of in the log."""
         watched = [each.files for each in (self.tls, self.tokens) if each is not None]
         while True:
-            forced = True
-            try:
+            with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(RELOAD_S):
                     await self._wake.wait()
-            except TimeoutError:
-                forced = False
+            forced = self._wake.is_set()  # both may have happened
             self._wake.clear()
             for files in watched:
                 await asyncio.to_thread(files.refresh, force=forced)

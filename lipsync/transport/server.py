@@ -21,7 +21,7 @@ from lipsync.transport.details import DetailsCodec
 from lipsync.transport.methods import REFLECTION_PATHS
 from lipsync.transport.protocol import H2Protocol
 from lipsync.transport.security import Security
-from lipsync.transport.server_protocol import GrpcServer, ServerProtocol
+from lipsync.transport.server_protocol import Door, GrpcServer, ServerProtocol
 from lipsync.transport.service import HEALTH_CHECK, LARGE, UNLIMITED, Service
 from lipsync.types import Health
 
@@ -61,6 +61,7 @@ class Server:
         self._security = Security()
         self._watcher: asyncio.Task[None] | None = None
         self._connections: set[ServerProtocol] = set()
+        self._doors: set[Door] = set()
         self._no_connections = asyncio.Event()
         self._no_connections.set()
         self._closed = asyncio.Event()
@@ -75,7 +76,7 @@ class Server:
         self._security = await asyncio.to_thread(Security.of, config)
         service = Service(self._backend, config, self._calls)
         services = self._beside(service)
-        self._grpc = grpc = GrpcServer(
+        self._grpc = GrpcServer(
             services,
             server_config=config,
             guard=self._calls.guard,
@@ -91,14 +92,7 @@ class Server:
         )
         loop = asyncio.get_running_loop()
         try:
-            self._listener = await loop.create_server(
-                grpc.connection,
-                config.host,
-                config.port,
-                backlog=BACKLOG,
-                ssl=self._security.context,
-                ssl_handshake_timeout=config.handshake_timeout_s if self._security.context else None,
-            )
+            self._listener = await loop.create_server(self._connection, config.host, config.port, backlog=BACKLOG)
         except OSError as error:
             raise ConfigError(_why_not(error, config)) from error
         self._service = service
@@ -197,6 +191,8 @@ class Server:
     def _abort(self) -> None:
         for connection in self._connections:
             connection.abort()
+        for door in self._doors:
+            door.abort()
 
     async def close(self) -> None:
         """Stop now: calls in flight end as UNAVAILABLE."""
@@ -210,6 +206,22 @@ class Server:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self.close()
+
+    def _connection(self) -> asyncio.Protocol:
+        """The protocol of a new connection."""
+        assert self._grpc is not None
+        protocol, context = self._grpc.connection(), self._security.context
+        if context is None:
+            return protocol
+        timeout_s = self._config.handshake_timeout_s
+        return Door(protocol, context, timeout_s=timeout_s, opened=self._opened, closed=self._doors.discard)
+
+    def _opened(self, door: Door) -> bool:
+        if len(self._connections) + len(self._doors) >= self._config.max_connections:
+            self._observer.refused("connections")
+            return False
+        self._doors.add(door)
+        return True
 
     def _made(self, connection: H2Protocol) -> None:
         if len(self._connections) >= self._config.max_connections:

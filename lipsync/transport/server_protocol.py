@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
+import ssl
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
@@ -25,6 +27,8 @@ from lipsync.transport.calls import Observer
 from lipsync.transport.limits import RETRY_AFTER_MS, Inflight, LimitedStream
 from lipsync.transport.protocol import LAST_STREAM_ID, EventsProcessor, GracefulH2Connection, H2Protocol
 from lipsync.transport.requests import RequestHandler, Tokens
+
+logger = logging.getLogger(__name__)
 
 KEEPALIVE_ANSWER_S = 20.0
 """How long a sign of life may take."""
@@ -94,6 +98,8 @@ class ServerProtocol(H2Protocol):
         self._ending_s: float | None = None
         self._pinged = False
         self._looking: asyncio.TimerHandle | None = None
+        self._is_made = False
+        self._early: list[bytes] = []  # with TLS: what came with the end of the handshake, before asyncio told of it
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -105,12 +111,19 @@ class ServerProtocol(H2Protocol):
             self._drop("alpn")
         else:
             self._look_later()
+        self._is_made = True
+        for data in self._early:
+            self.data_received(data)
+        self._early.clear()
 
     def refuse(self) -> None:
         """Close a connection that is one too many."""
         self._drop("connections")
 
     def data_received(self, data: bytes) -> None:
+        if not self._is_made:
+            self._early.append(data)
+            return
         if self.connection.finished:
             return
         self._heard_s = asyncio.get_running_loop().time()
@@ -128,7 +141,8 @@ class ServerProtocol(H2Protocol):
     def connection_lost(self, exc: BaseException | None) -> None:
         if self._looking is not None:
             self._looking.cancel()
-        super().connection_lost(exc)
+        if self._is_made:
+            super().connection_lost(exc)
 
     def _broken(self, error: H2ProtocolError) -> None:
         self._observer.refused("flood" if isinstance(error, DenialOfServiceError) else "malformed")
@@ -200,6 +214,64 @@ class ServerProtocol(H2Protocol):
     def abort(self) -> None:
         """Drop the connection now, with whatever is unsent."""
         self.transport.abort()
+
+
+class Door(asyncio.Protocol):
+    """A connection whose TLS handshake is to come: asyncio, left to itself, counts none before it is over."""
+
+    def __init__(
+        self,
+        protocol: ServerProtocol,
+        context: ssl.SSLContext,
+        *,
+        timeout_s: float,
+        opened: Callable[[Door], bool],
+        closed: Callable[[Door], None],
+    ) -> None:
+        """`protocol` gets the connection once it is safe.
+
+        Args:
+            timeout_s: of the handshake.
+            opened: is called with it at first; if it returns False, the connection is dropped.
+            closed: is called with it when the handshake is over.
+        """
+        self._protocol = protocol
+        self._context = context
+        self._timeout_s = timeout_s
+        self._opened = opened
+        self._closed = closed
+        self._handshake: asyncio.Task[None] | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        if self._opened(self):
+            self._handshake = asyncio.create_task(self._shake_hands())
+        else:
+            self._transport.abort()
+
+    async def _shake_hands(self) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            safe = await loop.start_tls(
+                self._transport,
+                self._protocol,
+                self._context,
+                server_side=True,
+                ssl_handshake_timeout=self._timeout_s,
+            )
+        except OSError as error:  # of the handshake, or of the connection
+            logger.debug("no TLS with %s: %s", self._transport.get_extra_info("peername"), error)
+            return
+        finally:
+            self._closed(self)
+        if safe is not None and not safe.is_closing():
+            self._protocol.connection_made(safe)
+
+    def abort(self) -> None:
+        """Drop it."""
+        if self._handshake is not None:
+            self._handshake.cancel()
+        self._transport.abort()
 
 
 class GrpcServer(grpclib.server.Server):

@@ -124,8 +124,8 @@ async def _frame_ids(client: Client, count: int) -> list[int]:
 async def test_load_balancers_have_time_to_notice(backend: FakeBackend) -> None:
     async with serving(backend, drain_delay_s=0.3) as server, client_of(server) as client, RawClient(server) as raw:
         draining = asyncio.create_task(server.drain())
-        while (await client.health()).healthy:
-            await asyncio.sleep(0)
+        await until(lambda: not server.health().healthy)
+        assert not (await client.health()).healthy
         assert (await client.frame("anna", 1)).ok  # calls are still taken, on new connections too
         async with client_of(server) as another:
             assert (await another.frame("anna", 2)).ok

@@ -1,0 +1,55 @@
+"""Files that are read again when they change."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Callable
+
+from lipsync.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+
+class WatchedFiles:
+    """Some files, and the one function that reads them all.
+
+    They are known by their inodes, sizes and times: a file may be written over, replaced, or be a link that is moved.
+    """
+
+    def __init__(self, paths: tuple[str, ...], read: Callable[[], None]) -> None:
+        """Reads them for the first time. Raises what `read` raises: ConfigError for files that cannot be used."""
+        self.paths = paths
+        self._read = read
+        self._seen = self._look()  # before they are read, so that no change after it is missed
+        read()
+
+    def refresh(self, *, force: bool = False) -> None:
+        """Read them again if they have changed, or at any rate. Blocks; one thread at a time.
+
+        Files that cannot be used are told of in the log, once: what was read before stays.
+        """
+        seen = self._look()
+        if seen == self._seen and not force:
+            return
+        self._seen = seen
+        shown = ", ".join(self.paths)
+        try:
+            self._read()
+        except ConfigError as error:
+            logger.warning("not read again: %s: %s; what was read before stays in use", shown, error)
+        except Exception:  # nobody waits for an answer of whoever watches: it must not end
+            logger.exception("not read again: %s; what was read before stays in use", shown)
+        else:
+            logger.info("read again: %s", shown)
+
+    def _look(self) -> list[tuple[int, ...]]:
+        looks = []
+        for path in self.paths:
+            look: tuple[int, ...] = ()
+            with contextlib.suppress(OSError, ValueError):
+                stat = os.stat(path)
+                look = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_mode)
+            looks.append(look)
+        return looks
