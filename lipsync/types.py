@@ -312,3 +312,22 @@ class Health:
     status: str
     loaded_models: int
     uptime_s: int
+
+
+@dataclass(frozen=True, slots=True)
+class EngineUsage:
+    """What an engine holds at a moment.
+
+    Attributes:
+        n_waiting: frames that wait for a place in a batch.
+        n_sessions: sessions of live audio that are open.
+        cache_bytes: of finished frames that are kept.
+        models_bytes: memory of each loaded model, by its name.
+        gpu_bytes: memory of the GPU that this process holds; 0 without one.
+    """
+
+    n_waiting: int
+    n_sessions: int
+    cache_bytes: int
+    models_bytes: dict[str, int]
+    gpu_bytes: int = 0

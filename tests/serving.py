@@ -18,7 +18,7 @@ class ServerProcess:
     """`python -m lipsync serve` with these arguments; entered when it listens, killed if it is still there on exit."""
 
     def __init__(self, *arguments: str, **variables: str) -> None:
-        self._command = [sys.executable, "-m", "lipsync", "serve", *arguments]
+        self._command = [sys.executable, "-m", "lipsync", "serve", "--no-metrics", *arguments]
         self._environment = {**os.environ, "COLUMNS": "160", **variables}
         self._lines: queue.Queue[str | None] = queue.Queue()
         self.output = ""

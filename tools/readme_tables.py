@@ -1,9 +1,10 @@
-"""Write README.md's tables from what they describe, or check that they are up to date.
+"""Write the tables of README.md and of the docs from what they describe, or check that they are up to date.
 
     python tools/readme_tables.py            rewrites the tables in place
     python tools/readme_tables.py --check    exits 1 if that would change anything
 
-The settings come from lipsync.config, the calls and fields from the comments of api/optimized_lipsyncsrv.proto.
+The settings come from lipsync.config, the calls and fields from the comments of api/optimized_lipsyncsrv.proto, the
+metrics from lipsync.transport.metrics.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from pathlib import Path
 from google.protobuf import descriptor_pb2
 
 from lipsync.cli.settings import SETTINGS
+from lipsync.transport.metrics import Metrics
 
 ROOT = Path(__file__).resolve().parent.parent
-README = ROOT / "README.md"
 DESCRIPTORS = ROOT / "api" / "optimized_lipsyncsrv" / "descriptors.binpb"
 
 
@@ -53,28 +54,46 @@ def calls_table() -> str:
     return table(("call", "messages", "what it does"), rows)
 
 
-TABLES = {"settings": settings_table, "calls": calls_table}
+def metrics_table() -> str:
+    rows = []
+    for metric in Metrics().described:
+        labels = ", ".join(f"`{label}`" for label in metric.labels)
+        rows.append((f"`{metric.name}`", metric.kind, labels, metric.doc))
+    return table(("metric", "kind", "labels", "what"), rows)
 
 
-def main() -> int:
-    before = text = README.read_text("utf-8")
-    for name, make in TABLES.items():
+TABLES = {
+    ROOT / "README.md": {"settings": settings_table, "calls": calls_table},
+    ROOT / "docs" / "operations.md": {"metrics": metrics_table},
+}
+
+
+def with_tables(path: Path) -> str:
+    """A document with its tables as they should be. Raises ValueError if one has no place in it."""
+    text = path.read_text("utf-8")
+    for name, make in TABLES[path].items():
         start, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
         head, found_start, rest = text.partition(start)
         _, found_end, tail = rest.partition(end)
         if not found_start or not found_end:
-            print(f"README.md has no place for the table of {name} (between {start.strip()} and {end})")
-            return 1
+            raise ValueError(f"{path.name} has no place for the table of {name} (between {start.strip()} and {end})")
         text = f"{head}{start}{make()}\n{end}{tail}"
-    if "--check" in sys.argv:
-        if text == before:
-            print("README.md's tables are up to date")
-            return 0
-        print("README.md's tables differ from the code: run `make generate` and commit the result")
-        return 1
-    README.write_text(text, "utf-8")
-    print("wrote README.md's tables")
-    return 0
+    return text
+
+
+def main() -> int:
+    wrong = 0
+    for path in TABLES:
+        text = with_tables(path)
+        if text == path.read_text("utf-8"):
+            print(f"{path.name}'s tables are up to date")
+        elif "--check" in sys.argv:
+            print(f"{path.name}'s tables differ from the code: run `make generate` and commit the result")
+            wrong = 1
+        else:
+            path.write_text(text, "utf-8")
+            print(f"wrote {path.name}'s tables")
+    return wrong
 
 
 if __name__ == "__main__":

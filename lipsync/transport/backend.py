@@ -44,8 +44,14 @@ class Backend(Protocol):
 
     Cancelling a call drops what has not started of it. `timeout_s` seconds after the call, what has not started fails
     with DeadlineError; None sets no limit. Callers take turns: the frames of one `caller` come in the order asked, and
-    however many it asks for, others' do not wait for all of them. None makes the call a caller of its own.
+    however many it asks for, others' do not wait for all of them. None makes the call a caller of its own. `realtime`
+    says that a caller wants its frames at the video's pace: while it asks for no more, and came when there was time for
+    it, its frames go before those of others.
     """
+
+    @property
+    def ready(self) -> bool:
+        """False once it can make no more frames. Health tells it."""
 
     async def frame(
         self,
@@ -56,6 +62,7 @@ class Backend(Protocol):
         jpeg_quality: int | None = None,
         timeout_s: float | None = None,
         caller: Hashable | None = None,
+        realtime: bool = False,
     ) -> Frame:
         """One frame. Raises what is wrong with it."""
 
@@ -96,8 +103,11 @@ class Backend(Protocol):
         `audio_start_frame` is the frame that the recording's first sample belongs to; it may be negative.
         """
 
-    async def load(self, path: str, *, name: str) -> ModelInfo:
-        """Load the package at `path` under `name`; at once if it is loaded from there already."""
+    async def load(self, path: str, *, name: str, below: str | None = None) -> ModelInfo:
+        """Load the package at `path` under `name`; at once if it is loaded from there already, and has not changed.
+
+        Raises PermissionDeniedError if what is opened does not really lie below the folder `below`.
+        """
 
     async def unload(self, name: str) -> None:
         """Let frames in flight finish, then free the model. Raises ModelNotFoundError."""

@@ -203,6 +203,31 @@ class LimitedStream(grpclib.protocol.Stream):
                 raise StreamTerminatedError("the stream ended inside a message") from error
             raise ProtocolError("the stream ended inside a message") from error
 
+    async def send_data(self, data: bytes, end_stream: bool = False) -> None:
+        # As grpclib's, but all frames that the window allows are one write: a picture has seven of them, and a call of
+        # the system costs more than all the rest of a frame.
+        assert self.id is not None
+        rest = memoryview(data)
+        while True:
+            await self.connection.write_ready.wait()
+            window = self._h2_connection.local_flow_control_window(self.id)
+            if window <= 0:
+                self.window_updated.clear()
+                await self.window_updated.wait()
+                continue
+            while window > 0:
+                chunk = rest[: min(window, self._h2_connection.max_outbound_frame_size)]
+                rest, window = rest[len(chunk) :], window - len(chunk)
+                self._h2_connection.send_data(self.id, bytes(chunk), end_stream=end_stream and not rest)
+                self.data_sent += len(chunk)
+                self.connection.data_sent += len(chunk)
+                self.connection.data_send_process()
+                if not rest:
+                    break
+            self._transport.write(self._h2_connection.data_to_send())
+            if not rest:
+                return
+
     async def send_headers(self, headers: list[tuple[str, str]], end_stream: bool = False) -> None:
         # grpclib's metadata refuses names in grpc-*, so these join below it. ":status" opens an answer; trailers have
         # none, unless they are all of the answer.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -313,9 +314,23 @@ class ClientProtocol(H2Protocol):
     processor: ClientEventsProcessor
     lost_because: BaseException | None = None
 
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        sock = transport.get_extra_info("socket")
+        if sock is not None:
+            _find_dead_peers(sock)
+
     def connection_lost(self, exc: BaseException | None) -> None:
         self.lost_because = exc
         super().connection_lost(exc)
+
+
+def _find_dead_peers(sock: socket.socket) -> None:
+    """Have the system find out a machine that is gone while a call is long quiet, when no pings are sent."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (("TCP_KEEPIDLE", 20), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 4)):  # seconds, seconds, probes
+        if hasattr(socket, name):
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 class GrpcChannel(grpclib.client.Channel):
@@ -373,8 +388,9 @@ class GrpcChannel(grpclib.client.Channel):
         await protocol.processor.greeted.wait()
         # it may be lost again by the time this task runs
         if not self._connected:
-            because = f": {protocol.lost_because}" if protocol.lost_because is not None else ""
-            raise StreamTerminatedError(f"the connection was lost as soon as it was made{because}")
+            hint = "another certificate of the client's" if self._ssl else "TLS"
+            because = protocol.lost_because or f"the server may want {hint}"
+            raise StreamTerminatedError(f"the connection was lost as soon as it was made: {because}")
         return protocol
 
     def hang_up(self) -> None:

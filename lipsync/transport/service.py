@@ -69,6 +69,10 @@ MAX_PCM_BYTES = MIB
 """Audio of one message of a session: it is held as a whole while the session waits to be shown."""
 OPENING_S = 30.0
 """How long a client may take from its call to the message that opens a session."""
+MAX_PACKAGE_LEVELS = 4
+"""Folders from the folder of models to a package, itself included."""
+NO_PACKAGE = "there is no package of this path in the server's folder of models; give a path relative to that folder"
+"""What is told of every package_path that is refused, whatever is there."""
 PACKAGE_FAULTS = (PackageError, CheckpointError, MediaError)
 """What is wrong with a package is an answer to LoadPackage; anything else fails the call."""
 
@@ -218,12 +222,15 @@ class Service(OptimizedLipSyncServiceBase):
                 f"expected 1 to {MAX_NAME_LENGTH} characters of A-Z a-z 0-9 . _ -"
             )
         path = request.package_path or request.model_name
-        root, folder = await asyncio.to_thread(package_folder, self._config.models, path)
+        models = self._config.models
+        folder = await asyncio.to_thread(package_folder, models, path)
         try:
-            info = await self._backend.load(folder, name=request.model_name)
+            info = await self._backend.load(folder, name=request.model_name, below=models)
+        except PermissionDeniedError:
+            raise PermissionDeniedError(NO_PACKAGE) from None
         except PACKAGE_FAULTS as error:
             # the server's paths stay here
-            text = str(error).replace(folder, path).replace(root, "models")
+            text = str(error).replace(folder, path).replace(os.path.realpath(models), "models")  # noqa: ASYNC240
             return messages.load_failure_response(request.model_name, text)
         return messages.load_response(info)
 
@@ -335,21 +342,27 @@ def _failure(request: OptimizedInferenceRequest, error: LipsyncError) -> Optimiz
     return messages.failure_response(request.model_name[:MAX_NAME_LENGTH], request.frame_id, error)
 
 
-def package_folder(models: str, path: str) -> tuple[str, str]:
-    """The folder of models and the one below it that a LoadPackage request means, links followed.
+def package_folder(models: str, path: str) -> str:
+    """The folder below the folder of models that a LoadPackage request means; links in it are not followed yet.
 
-    Raises PermissionDeniedError, whose text is the same whether or not anything is there.
+    Raises PermissionDeniedError, whose text is the same whatever is there, or is not. That it is a folder which really
+    lies below is looked at here for its name's sake: the backend has to look again, at what it opened.
     """
-    denied = PermissionDeniedError(
-        "packages are loaded from below the server's folder of models alone; give a path relative to it"
-    )
+    denied = PermissionDeniedError(NO_PACKAGE)
     if not models:
         raise denied
     root = os.path.realpath(models)
-    try:
-        folder = os.path.realpath(os.path.join(root, path))
-    except (OSError, ValueError):  # a null byte, for one
-        raise denied from None
-    if folder == root or os.path.commonpath([root, folder]) != root:
+    for start in (os.path.abspath(models), root):
+        if path.startswith(start + "/"):
+            path = path[len(start) + 1 :]
+            break
+    parts = path.removesuffix("/").split("/")
+    if len(parts) > MAX_PACKAGE_LEVELS:
         raise denied
-    return root, folder
+    if any(part in (".", "..") or MODEL_NAME.fullmatch(part) is None for part in parts):
+        raise denied
+    folder = os.path.join(root, *parts)
+    real = os.path.realpath(folder)
+    if real == root or os.path.commonpath([root, real]) != root or not os.path.isdir(real):
+        raise denied
+    return folder

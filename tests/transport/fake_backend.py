@@ -129,10 +129,12 @@ class FakeBackend:
         started, finished, cancelled: counts of frames.
         calls: counts of calls by method.
         callers, timeouts_s: as given with each call for frames.
+        realtime: as given with each call for one frame.
         refused: counts of frames that were refused before they came here, by model.
         speeches: sessions of live audio, in the order opened.
         max_samples_ahead: what they tell of themselves.
         recordings: what came with calls for frames with audio: the audio, its options, the frame it begins with.
+        ready: as of `Backend`.
     """
 
     def __init__(self, *models: str, size: int = 64) -> None:
@@ -147,10 +149,12 @@ class FakeBackend:
         self.asked: list[tuple[Output, int | None]] = []
         self.callers: list[Hashable] = []
         self.timeouts_s: list[float | None] = []
+        self.realtime: list[bool] = []
         self.refused: Counter[str] = Counter()
         self.speeches: list[FakeSpeech] = []
         self.max_samples_ahead = 1_920_000
         self.recordings: list[tuple[bytes, SpeechOptions, int]] = []
+        self.ready = True
 
     @property
     def in_flight(self) -> int:
@@ -165,9 +169,11 @@ class FakeBackend:
         jpeg_quality: int | None = None,
         timeout_s: float | None = None,
         caller: Hashable | None = None,
+        realtime: bool = False,
     ) -> Frame:
         self.calls["frame"] += 1
         self.callers.append(caller)
+        self.realtime.append(realtime)
         self.timeouts_s.append(timeout_s)
         self.asked.append((output, jpeg_quality))
         return await self._make(model_name, frame_id, output)
@@ -249,11 +255,11 @@ class FakeBackend:
         frame_ids = range(start_frame, start_frame + frame_count)
         return await self.frames(model_name, frame_ids, timeout_s=timeout_s, caller=caller)
 
-    async def load(self, path: str, *, name: str) -> ModelInfo:
+    async def load(self, path: str, *, name: str, below: str | None = None) -> ModelInfo:
         self.calls["load"] += 1
         if self.names.get(name, path) != path:
             raise ModelExistsError(name)
-        if not await asyncio.to_thread(os.path.isdir, path):
+        if await asyncio.to_thread(os.path.exists, os.path.join(path, "broken")):
             raise PackageError(path, [PackageProblem(f"{path}/full_body.mp4", "nothing", "a video")])
         self.names[name] = path
         return self._info(name)

@@ -51,12 +51,12 @@ class RawClient:
         self._writer.write(data)
 
     def open(self, method: str, *, end: bool = False, headers: tuple[tuple[str, str], ...] = ()) -> int:
-        """Start a call; its stream's number."""
+        """Start a call of a method of ours, or of a whole path; its stream's number."""
         stream_id = self.h2.get_next_available_stream_id()
         fixed = [
             (":method", "POST"),
             (":scheme", "http"),
-            (":path", SERVICE + method),
+            (":path", method if method.startswith("/") else SERVICE + method),
             (":authority", "test"),
             ("te", "trailers"),
             ("content-type", "application/grpc"),

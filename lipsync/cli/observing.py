@@ -1,0 +1,124 @@
+"""What `lipsync serve` tells of itself, by its settings and by what is installed: metrics, logs, traces."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.util
+import logging
+from collections.abc import AsyncIterator
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+import torch
+
+import lipsync
+from lipsync.cli.terminal import error_console
+from lipsync.config import ServerConfig
+from lipsync.engine.engine import Engine
+from lipsync.engine.observer import EngineObserver, EngineObservers
+from lipsync.errors import PermissionDeniedError, UnauthenticatedError
+from lipsync.transport.access_log import AccessLog
+from lipsync.transport.calls import Observer
+from lipsync.transport.observers import Observers
+from lipsync.transport.server import Server
+from lipsync.transport.tokens import METRICS_PATH
+
+if TYPE_CHECKING:
+    from lipsync.transport.exporter import Exporter
+    from lipsync.transport.metrics import Metrics
+
+logger = logging.getLogger(__name__)
+
+NO_METRICS = "no metrics: prometheus-client is not installed; pip install 'lipsync-server[metrics]' or say --no-metrics"
+
+
+class Observing:
+    """Observers for an engine and a server, and the port of the metrics while it is entered.
+
+    Attributes:
+        of_engine, of_calls: for `Engine` and `serve`.
+    """
+
+    def __init__(self, config: ServerConfig) -> None:
+        """Raises ConfigError if the metrics' port cannot be had."""
+        self._config = config
+        self._server: Server | None = None
+        self._metrics: Metrics | None = None
+        self._exporter: Exporter | None = None
+        of_calls: list[Observer] = [AccessLog()]
+        of_engine: list[EngineObserver] = []
+        if config.metrics and importlib.util.find_spec("prometheus_client") is None:
+            error_console.print(NO_METRICS, markup=False, soft_wrap=True)
+        elif config.metrics:
+            from lipsync.transport.exporter import Exporter
+            from lipsync.transport.metrics import Metrics
+
+            self._metrics = Metrics()
+            self._exporter = Exporter(
+                self._metrics.registry,
+                host=config.metrics_host,
+                port=config.metrics_port,
+                admits=self._admits if config.tokens else None,
+            )
+            of_calls.append(self._metrics)
+            of_engine.append(self._metrics)
+        if importlib.util.find_spec("opentelemetry") is not None:
+            from lipsync.transport import tracing
+
+            if tracing.is_configured():
+                spans = tracing.Tracing()
+                of_calls.append(spans)
+                of_engine.append(spans)
+        self.of_calls = Observers(*of_calls)
+        self.of_engine = EngineObservers(*of_engine)
+
+    def __enter__(self) -> Self:
+        if self._exporter is not None:
+            self._exporter.__enter__()
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._exporter is not None:
+            self._exporter.__exit__(exc_type, exc, traceback)
+
+    @property
+    def url(self) -> str:
+        """Of the metrics; empty if there are none."""
+        if self._exporter is None:
+            return ""
+        host, port = self._exporter.address
+        return f"http://{f'[{host}]' if ':' in host else host}:{port}{METRICS_PATH}"
+
+    def serves(self, server: Server) -> None:
+        """Have metrics tell of a server that listens now."""
+        self._server = server
+        if self._metrics is not None:
+            self._metrics.set_connections(lambda: server.n_connections)
+
+    @contextlib.asynccontextmanager
+    async def looking(self, engine: Engine) -> AsyncIterator[None]:
+        """Have metrics tell of an engine, and of the event loop that this is called in."""
+        if self._metrics is None:
+            yield
+            return
+        self._metrics.set_build(version=lipsync.__version__, torch=torch.__version__, device=engine.device)
+        looking = asyncio.create_task(self._metrics.look(engine.usage), name="lipsync-metrics")
+        try:
+            yield
+        finally:
+            looking.cancel()
+            await asyncio.gather(looking, return_exceptions=True)
+
+    def _admits(self, authorization: str) -> bool:
+        """With the tokens that the server knows; before it listens, nobody."""
+        tokens = None if self._server is None else self._server.security.tokens
+        if tokens is None:
+            return False
+        try:
+            tokens.admit(METRICS_PATH, [authorization] if authorization else [])
+        except (UnauthenticatedError, PermissionDeniedError):
+            return False
+        return True
