@@ -55,7 +55,14 @@ class EngineConfig:
     max_batch_delay_ms: float = setting(
         0.0, "How long, after a batch, a GPU waits for its callers to be back and fill the next one, at most."
     )
-    max_queue_size: int = setting(512, "Frames that may wait, of all callers together; beyond it calls are refused.")
+    max_queue_size: int = setting(
+        512,
+        "Frames that may wait, of all callers together; beyond it calls are refused, but for streams that keep to the "
+        "video's pace and came while there was time for them.",
+    )
+    min_free_mb: int = setting(
+        128, "MiB of memory that stay free: below it frames and sessions are refused, but for such streams; 0 never."
+    )
     max_models: int = setting(32, "Models that may be loaded at a time.")
     models_budget_mb: int = setting(
         0,
@@ -113,6 +120,7 @@ class EngineConfig:
             self.max_queue_size >= self.max_batch_size,
             f"max_queue_size is {self.max_queue_size}; expected at least max_batch_size ({self.max_batch_size})",
         )
+        require(self.min_free_mb >= 0, f"min_free_mb is {self.min_free_mb}; expected 0 or more")
         require(self.max_models >= 1, f"max_models is {self.max_models}; expected at least 1")
         require(self.models_budget_mb >= 0, f"models_budget_mb is {self.models_budget_mb}; expected 0 or more")
         require(self.reload_s >= 0, f"reload_s is {self.reload_s:g}; expected 0 or more")

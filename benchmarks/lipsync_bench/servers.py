@@ -77,7 +77,8 @@ def ours_command(models: Path, names: Sequence[str], device: str) -> list[str]:
     }
     known = [word for option, value in options.items() if option in serve_options() for word in (option, value)]
     loads = [word for name in names for word in ("--load", name)]
-    return [sys.executable, "-m", "lipsync", "serve", *known, *loads]
+    quiet = ["--no-metrics"] if "--metrics" in serve_options() else []
+    return [sys.executable, "-m", "lipsync", "serve", *quiet, *known, *loads]
 
 
 def reference_command(models: Path, names: Sequence[str], stubs: Path) -> list[str]:

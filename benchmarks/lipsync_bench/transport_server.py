@@ -32,6 +32,8 @@ BOUNDS = (484, 226, 312, 312)
 class StillBackend:
     """Fits `lipsync.transport.backend.Backend`: every frame is the same bytes, at once."""
 
+    ready = True
+
     def __init__(self) -> None:
         self._picture = os.urandom(PICTURE_BYTES)
 
@@ -47,6 +49,7 @@ class StillBackend:
         jpeg_quality: int | None = None,
         timeout_s: float | None = None,
         caller: Hashable | None = None,
+        realtime: bool = False,
     ) -> Frame:
         return self._frame(model_name, frame_id)
 
@@ -81,7 +84,7 @@ class StillBackend:
     ) -> list[Frame]:
         raise ModelNotFoundError(model_name, [MODEL])
 
-    async def load(self, path: str, *, name: str) -> ModelInfo:
+    async def load(self, path: str, *, name: str, below: str | None = None) -> ModelInfo:
         raise ModelNotFoundError(name, [MODEL])
 
     async def unload(self, name: str) -> None:

@@ -82,7 +82,7 @@ async def _run_demo(out: Path, package: Path) -> bool:
     await asyncio.to_thread(out.mkdir, parents=True, exist_ok=True)
     console.print(f"the demo package is {package}", markup=False, soft_wrap=True)
     async with running_server(package) as address:
-        healthy = await check_server(address, model=package.name, save=None, timeout_s=60.0)
+        healthy = await check_server(Client(address, timeout_s=60.0), model=package.name, save=None)
         received = await _record(address, package, out / "demo.mp4")
     await asyncio.to_thread(_write_pictures, out, received)
     console.print()
@@ -113,7 +113,7 @@ async def running_server(package: Path) -> AsyncIterator[str]:
 
     Raises LipsyncError with the server's last words if it does not start, or ends by itself.
     """
-    command = ("serve", "--models", str(package.parent), "--load", package.name, "--port", "0")
+    command = ("serve", "--models", str(package.parent), "--load", package.name, "--port", "0", "--no-metrics")
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "lipsync", *command),
         stdout=asyncio.subprocess.PIPE,

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import psutil
 import torch
 
 import lipsync
+from lipsync.cli import logs
 from lipsync.cli.demo import build_package
+from lipsync.cli.observing import Observing
 from lipsync.cli.stopping import Termination
 from lipsync.cli.terminal import add_row, console, count, duration, error_console, make_table, progress_bars, size
 from lipsync.config import EngineConfig, ServerConfig
@@ -21,8 +22,6 @@ from lipsync.engine.engine import Engine
 from lipsync.errors import ConfigError, LipsyncError
 from lipsync.transport.server import Server, serve
 from lipsync.types import ModelInfo
-
-LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
 async def run_server(
@@ -38,36 +37,48 @@ async def run_server(
 
 
 async def _run_server(engine_config: EngineConfig, server_config: ServerConfig, packages: dict[str, Path]) -> None:
-    async with Engine(engine_config) as engine:
-        console.print(
-            f"lipsync {lipsync.__version__}, torch {torch.__version__} on {engine.device}, {os.cpu_count()} cores"
-        )
-        for name, folder in packages.items():
-            try:
-                with progress_bars(f"{name}:") as on_progress:
-                    info = await engine.load(folder, name=name, progress=on_progress)
-            except LipsyncError as error:
-                if name in server_config.load:
-                    raise
-                error_console.print(f"left out: {error}", markup=False, soft_wrap=True)
-                continue
-            print_model(info)
-        n_loaded = len(engine.models())
-        if not n_loaded:
-            raise ConfigError(f"none of the packages in {server_config.models} can be used")
-        resident = psutil.Process().memory_info().rss
-        console.print(f"{count(n_loaded, 'model')} loaded; {size(resident)} of memory in use")
-        # From here on; what happened so far has been printed.
-        logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, stream=sys.stderr)
-        await serve(engine, server_config, ready=announce)
+    with Observing(server_config) as observing:  # first: its port may be in use, and models take long to load
+        async with Engine(engine_config, models=server_config.models, observer=observing.of_engine) as engine:
+            console.print(
+                f"lipsync {lipsync.__version__}, torch {torch.__version__} on {engine.device}, {os.cpu_count()} cores"
+            )
+            for name, folder in at_start(engine_config, server_config, packages).items():
+                try:
+                    with progress_bars(f"{name}:") as on_progress:
+                        info = await engine.load(folder, name=name, progress=on_progress)
+                except LipsyncError as error:
+                    if name in server_config.load:
+                        raise
+                    error_console.print(f"left out: {error}", markup=False, soft_wrap=True)
+                    continue
+                print_model(info)
+            n_loaded = len(engine.models())
+            if not n_loaded and not engine_config.load_on_demand:
+                raise ConfigError(f"none of the packages in {server_config.models} can be used")
+            resident = psutil.Process().memory_info().rss
+            console.print(f"{count(n_loaded, 'model')} loaded; {size(resident)} of memory in use")
+            # From here on; what happened so far has been printed.
+            logs.configure(server_config)
+            async with observing.looking(engine):
+                await serve(engine, server_config, observer=observing.of_calls, ready=partial(announce, observing))
 
 
-def announce(server: Server) -> None:
+def at_start(engine: EngineConfig, server: ServerConfig, packages: dict[str, Path]) -> dict[str, Path]:
+    """Those of the packages that are loaded before anybody asks for one."""
+    if not engine.load_on_demand:
+        return packages
+    return {name: folder for name, folder in packages.items() if name in server.load or name in engine.pinned}
+
+
+def announce(observing: Observing, server: Server) -> None:
+    observing.serves(server)
+    if observing.url:
+        console.print(f"metrics at {observing.url}", markup=False, soft_wrap=True)
     host, port = server.address
     shown = f"[{host}]" if ":" in host else host
-    console.print(
-        f"listening on {shown}:{port} (gRPC, no TLS); try: lipsync check {shown}:{port}", markup=False, soft_wrap=True
-    )
+    security = server.security
+    hint = "" if security.tls or security.tokens else f"; try: lipsync check {shown}:{port}"
+    console.print(f"listening on {shown}:{port} (gRPC, {security.describe()}){hint}", markup=False, soft_wrap=True)
 
 
 def find_packages(config: ServerConfig, termination: Termination) -> tuple[ServerConfig, dict[str, Path]]:
@@ -76,14 +87,19 @@ def find_packages(config: ServerConfig, termination: Termination) -> tuple[Serve
     Builds the demo's first, if it is to be loaded. Raises ConfigError if there is no such folder, or no such package
     in it, and Terminated.
     """
-    names = config.load
-    if config.models:
-        folder = Path(config.models).absolute()
-    else:
-        demo = demo_package_folder()
-        folder = demo.parent
-        if not names or demo.name in names:
-            build_package(None, termination)
+    if not config.models and (not config.load or demo_package_folder().name in config.load):
+        build_package(None, termination)
+    folder = models_folder(config)
+    return replace(config, models=str(folder)), packages_in(folder, config.load)
+
+
+def models_folder(config: ServerConfig) -> Path:
+    """The configured folder of models; without one, that of the demo, which may be still to be built."""
+    return Path(config.models).absolute() if config.models else demo_package_folder().parent
+
+
+def packages_in(folder: Path, names: tuple[str, ...] = ()) -> dict[str, Path]:
+    """The packages of a folder, by name: those named, or all. Raises ConfigError if one is missing, or all are."""
     have = sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name[0] != ".") if folder.is_dir() else []
     if not have:
         raise ConfigError(
@@ -92,7 +108,7 @@ def find_packages(config: ServerConfig, termination: Termination) -> tuple[Serve
     for name in names:
         if name not in have:
             raise ConfigError(f"no package {name!r} in {folder}; it holds {', '.join(have)}")
-    return replace(config, models=str(folder)), {name: folder / name for name in names or have}
+    return {name: folder / name for name in names or have}
 
 
 def print_model(info: ModelInfo) -> None:

@@ -24,6 +24,10 @@ ROWS_PER_CHECK = 4096
 
 def _read_array_header(file: BinaryIO) -> tuple[tuple[int, ...], np.dtype[Any]]:
     version = np.lib.format.read_magic(file)
+    start = file.tell()
+    if int.from_bytes(file.read(2 if version == (1, 0) else 4), "little") > MAX_ARRAY_HEADER_BYTES:
+        raise ValueError("its header is too long")  # NumPy would read it first
+    file.seek(start)
     if version == (1, 0):
         shape, _, dtype = np.lib.format.read_array_header_1_0(file, max_header_size=MAX_ARRAY_HEADER_BYTES)
     elif version == (2, 0):
@@ -49,11 +53,11 @@ def open_array(path: Path) -> npt.NDArray[np.floating[Any]]:
     claimed = prod(shape) * dtype.itemsize
     if claimed > available:
         raise Fault(f"its header claims {claimed} bytes {list(shape)}, the file has {available}", "a complete file")
-    if not shape or claimed == 0:
+    if not shape or min(shape) < 1:
         raise Fault(f"an array of shape {list(shape)}", "at least one row")
     try:
         array: npt.NDArray[np.floating[Any]] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise Fault("its header is damaged", expected) from error
     return array
 

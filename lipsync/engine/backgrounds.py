@@ -25,8 +25,12 @@ logger = logging.getLogger(__name__)
 
 TRIM_EVERY = 64
 """Frames after which the allocator gives back what it keeps between the small pieces that stay: 0.6 GB in the end."""
+BYTES_PER_PIXEL = 0.25
+"""What a whole frame's background takes, about, before any of them is there to be measured."""
 EXTRA_QUALITIES = 3
 """JPEG qualities beside the configured one whose backgrounds are kept, those used last."""
+RETRY_MS = 5000
+"""After which there may be room for another quality: a video's frames take seconds."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -56,6 +60,14 @@ class BackgroundTrack:
     def complete(self) -> bool:
         """True if no more will come."""
         return len(self._frames) == self._n_frames or self._error is not None
+
+    @property
+    def expected_nbytes(self) -> int | None:
+        """What all of them will take if the others are like those that are there; None if none is."""
+        n_done, n_bytes = len(self._frames), self.nbytes
+        if not n_done:
+            return None
+        return n_bytes if self._error is not None else n_bytes * self._n_frames // n_done
 
     def add(self, background: Background) -> None:
         """The next frame's."""
@@ -135,7 +147,10 @@ class Backgrounds:
             if len(extra) >= EXTRA_QUALITIES:
                 unused = next((q for q in extra if self._tracks[q].complete), None)
                 if unused is None:
-                    raise OverloadedError(f"frames are being prepared for {len(extra)} other JPEG qualities already")
+                    raise OverloadedError(
+                        f"frames are being prepared for {len(extra)} other JPEG qualities already; try again later",
+                        retry_after_ms=RETRY_MS,
+                    )
                 del self._tracks[unused]
             return self._add_track(quality)
 
@@ -174,6 +189,12 @@ class Backgrounds:
     def nbytes(self) -> int:
         """Bytes kept so far."""
         return sum(track.nbytes for track in list(self._tracks.values()))
+
+    @property
+    def expected_nbytes(self) -> int:
+        """Bytes that will be kept once all are filled, about."""
+        guess = int(len(self._rectangles) * self._video.width * self._video.height * BYTES_PER_PIXEL)
+        return sum(guess if (n := track.expected_nbytes) is None else n for track in list(self._tracks.values()))
 
     def stop(self) -> None:
         """Stop filling; whoever waits gets EngineClosedError soon."""

@@ -35,12 +35,15 @@ _TORCH_LOAD_ERRORS = (
 """What torch.load lets through when a file is damaged."""
 
 
-def read_checkpoint(path: Path) -> Mapping[str, Any]:
-    """The tensors in a file of weights. Nothing in it is executed. Raises Fault."""
+def read_checkpoint(path: Path, *, kind: str | None = None) -> Mapping[str, Any]:
+    """The tensors in a file of weights. Nothing in it is executed. Raises Fault.
+
+    `kind` is the ending of its name, where `path` does not say: ".safetensors", or anything else for torch's.
+    """
     size = path.stat().st_size
     if size > MAX_NETWORK_BYTES:
         raise Fault(f"{size} bytes", f"at most {MAX_NETWORK_BYTES}")
-    checkpoint = _read_safetensors(path) if path.suffix.lower() == ".safetensors" else _read_pth(path)
+    checkpoint = _read_safetensors(path) if (kind or path.suffix).lower() == ".safetensors" else _read_pth(path)
     if not isinstance(checkpoint, Mapping) or not all(isinstance(key, str) for key in checkpoint):
         raise Fault(f"it holds a {type(checkpoint).__name__}", "a state dict: tensors by key")
     return checkpoint

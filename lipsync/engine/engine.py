@@ -3,60 +3,73 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
-import threading
 import time
-from collections.abc import Hashable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from collections.abc import AsyncIterator, Hashable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
-from lipsync.config import JPEG_QUALITIES, MIB, MODEL_NAME, EngineConfig
+from lipsync.config import JPEG_QUALITIES, MIB, EngineConfig
+from lipsync.engine.admission import MemoryFloor
 from lipsync.engine.cache import FrameKey, ResultCache
 from lipsync.engine.live import LiveAudio
-from lipsync.engine.model import USED_VIDEOS, FrameRequest, Model, ModelOptions, MovedFace, Progress
-from lipsync.engine.package import ModelPackage
+from lipsync.engine.memory import device_bytes
+from lipsync.engine.model import USED_VIDEOS, FrameRequest, Model, Progress
+from lipsync.engine.observer import EngineObserver, Unobserved
+from lipsync.engine.pacing import Refusals
+from lipsync.engine.repository import Repository
 from lipsync.engine.runtime import resolve_device
-from lipsync.engine.scheduler import Lane, Scheduler
+from lipsync.engine.scheduler import Scheduler
 from lipsync.engine.session import SpeechSession
 from lipsync.engine.speech import FramePlan, ToAndFro
-from lipsync.engine.video import DecodingStopped
 from lipsync.errors import (
     DeadlineError,
     EngineClosedError,
     FrameRangeError,
-    InternalError,
     InvalidRequestError,
     LipsyncError,
-    ModelExistsError,
     ModelNotFoundError,
     OverloadedError,
 )
-from lipsync.types import Frame, ModelInfo, ModelStats, Output, SpeechOptions, StepTimes, whole_number
+from lipsync.types import (
+    EngineUsage,
+    Frame,
+    ModelInfo,
+    ModelStats,
+    Output,
+    SpeechOptions,
+    StepTimes,
+    whole_number,
+)
 
 logger = logging.getLogger(__name__)
 
-ModelLane = Lane[FrameRequest, MovedFace, Frame]
-
-BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
-"""Sizes that a GPU is made ready for, up to max_batch_size: others are filled up to the next."""
-LOADS_AT_A_TIME = 2
-"""Packages that are loaded side by side; each decodes its videos in threads of its own. Others wait their turn."""
+PREPARING_RETRY_MS = 1000
+"""After which some of the frames that wait for their backgrounds will have them."""
 
 
-@dataclass(eq=False)
-class _Loading:
-    """A package being loaded: everyone who asks for it in the meantime waits for the same work.
+class _Users:
+    """What becomes of models, told to what keeps something of them."""
 
-    It stays in the engine's table until its thread has ended, also after the last who wanted it has gone.
-    """
+    def __init__(self, cache: ResultCache, live: LiveAudio) -> None:
+        self._cache = cache
+        self._live = live
 
-    path: Path
-    stop: threading.Event = field(default_factory=threading.Event)
-    n_waiters: int = 0
-    work: asyncio.Future[Model] = field(init=False, repr=False)
+    def in_use(self, model: Model) -> bool:
+        return self._live.in_use(model)
+
+    def replaced(self, model: Model) -> None:
+        self._cache.drop_model(model)
+
+    def unloaded(self, model: Model) -> None:
+        self._cache.drop_model(model)
+        self._live.fail(EngineClosedError(f"model {model.name!r} was unloaded"), model)
+
+    def freed(self, model: Model) -> None:
+        self._live.drop(model)
 
 
 class Engine:
@@ -70,19 +83,35 @@ class Engine:
     Belongs to the event loop that it is first used in. Decoding, the network and encoding run in threads.
     """
 
-    def __init__(self, config: EngineConfig | None = None) -> None:
-        """Raises DeviceError if the device asked for is not there."""
+    def __init__(
+        self,
+        config: EngineConfig | None = None,
+        *,
+        models: str | os.PathLike[str] | None = None,
+        observer: EngineObserver | None = None,
+    ) -> None:
+        """
+        Args:
+            config: all settings.
+            models: the folder below which packages are that are loaded on demand.
+            observer: is told what the engine does.
+        Raises DeviceError if the device asked for is not there; ConfigError if models are to be loaded on demand, and
+        there is no folder of them.
+        """
         self.config = config or EngineConfig()
+        self._observer: EngineObserver = observer or Unobserved()
         self._device = resolve_device(self.config.device)
-        self._lanes: dict[str, ModelLane] = {}
-        self._models: dict[str, Model] = {}
-        self._loading: dict[str, _Loading] = {}
-        self._load_threads = ThreadPoolExecutor(LOADS_AT_A_TIME, "lipsync-load")
         self._scheduler: Scheduler | None = None
         self._cache = ResultCache(self.config.result_cache_mb * MIB)
-        self._live = LiveAudio(self.config)
+        self._memory = MemoryFloor(self.config.min_free_mb)
+        self._live = LiveAudio(self.config, ended=self._session_ended, admit=self._memory.check)
+        folder = None if models is None else Path(models)
+        users = _Users(self._cache, self._live)
+        self._repository = Repository(self.config, self._device, folder, users, self._observer)
+        self._models = self._repository.models
         self._n_preparing = 0
-        self._freeing: dict[asyncio.Task[None], Model] = {}  # unloaded, with frames in flight
+        self._refusals = Refusals()
+        self._freeing = self._repository.freeing
         self._closing: asyncio.Task[None] | None = None
         self._closed = False
 
@@ -90,6 +119,21 @@ class Engine:
     def device(self) -> str:
         """Where networks run: "cpu", "cuda:0"."""
         return str(self._device)
+
+    @property
+    def ready(self) -> bool:
+        """False from `close` on."""
+        return not self._closed
+
+    def usage(self) -> EngineUsage:
+        """What it holds at this moment."""
+        return EngineUsage(
+            n_waiting=self._n_preparing + (0 if self._scheduler is None else self._scheduler.n_waiting),
+            n_sessions=len(self._live),
+            cache_bytes=self._cache.size_bytes,
+            models_bytes={name: sum(part.memory_bytes for part in model.parts) for name, model in self._models.items()},
+            gpu_bytes=device_bytes(self._device),
+        )
 
     async def __aenter__(self) -> Engine:
         return self
@@ -107,152 +151,61 @@ class Engine:
         await asyncio.shield(self._closing)
 
     async def _close(self) -> None:
-        loading = [loading.work for loading in self._loading.values()]
-        for each in self._loading.values():
-            each.stop.set()
-        if loading:
-            await asyncio.wait(loading)
+        await self._repository.stop()
         self._live.fail(EngineClosedError("the engine was closed"))
         await self._live.close()
-        for model in (*self._models.values(), *self._freeing.values()):
-            model.stop_preparing()
+        self._repository.stop_preparing()
         if self._scheduler is not None:
             await self._scheduler.close()
-        await asyncio.gather(*self._freeing)
-        models = list(self._models.values())
-        self._models.clear()
-        self._lanes.clear()
+        await self._repository.close()
         self._cache.clear()
-        for model in models:
-            await asyncio.to_thread(model.close)
-        await asyncio.to_thread(self._load_threads.shutdown)
 
     # Models
 
     async def load(
-        self, path: str | os.PathLike[str], *, name: str | None = None, progress: Progress | None = None
+        self,
+        path: str | os.PathLike[str],
+        *,
+        name: str | None = None,
+        below: str | os.PathLike[str] | None = None,
+        progress: Progress | None = None,
     ) -> ModelInfo:
         """Load a model package; other models' frames go on meanwhile.
 
         Args:
             path: the package's folder.
             name: under which to ask for it: 1 to 64 of A-Z a-z 0-9 . _ -; the folder's name by default.
+            below: a folder that the package must really lie in, links followed.
             progress: called with a role, frames decoded and frames in all, from the decoding threads.
         Raises:
             PackageError: the package cannot be used; everything wrong with it is listed.
+            PermissionDeniedError: no package is there below `below`.
             ModelExistsError: the name is taken by another package.
             InvalidRequestError: the name is not allowed.
-            OverloadedError: there are max_models models already.
-            EngineClosedError: the engine is closed, or was while this was loading.
+            OverloadedError: there are max_models models already, or no room in models_budget_mb, and those that are
+                there are in use or pinned; none of them was unloaded.
+            EngineClosedError: the engine is closed, or was while this was loading; or the model was unloaded meanwhile.
             MediaError, DeviceError: a video broke off while decoding; no memory on the device.
-        Cancelling it stops the load and leaves nothing behind. Loading a package again under its name does nothing.
+        Cancelling it stops the load and leaves nothing behind. Loading a package again under its name does nothing,
+        unless its files have changed: then it is loaded anew beside the old version and takes its place between two
+        calls. Calls and sessions that began with the old one end with it, and then it is freed. If it cannot be loaded
+        the old one stays. For as long as both are there they may take more than models_budget_mb.
         """
-        self._check_open()
-        if name is None:
-            name = Path(os.path.normpath(path)).name  # noqa: ASYNC240  # text alone
-        if not MODEL_NAME.fullmatch(name):
-            raise InvalidRequestError(f"model name {name!r} is not allowed; use 1 to 64 of A-Z a-z 0-9 . _ -")
-        # One package has one path, whatever links lead to it.
-        folder = Path(await asyncio.to_thread(os.path.realpath, path))
-        while True:
-            self._check_open()
-            if name in self._models:
-                if self._models[name].package.path != folder:
-                    raise ModelExistsError(name)
-                return self._info(self._models[name], already=True)
-            loading = self._loading.get(name)
-            if loading is None or not loading.stop.is_set():
-                break
-            await asyncio.wait([loading.work])  # nobody wanted it any more; it is just ending
-        if loading is None:
-            loading = self._start_loading(folder, name, progress)
-        elif loading.path != folder:
-            raise ModelExistsError(name)
-        loading.n_waiters += 1
-        try:
-            model = await asyncio.shield(loading.work)
-            if loading.stop.is_set():  # too late to interrupt it
-                raise DecodingStopped
-        except DecodingStopped:
-            raise EngineClosedError(f"the engine was closed while {name} was loading") from None
-        finally:
-            loading.n_waiters -= 1
-            if not loading.n_waiters and not loading.work.done():
-                loading.stop.set()
-                await _wait_through_cancellation(loading.work)
-        return self._info(model)
-
-    def _start_loading(self, folder: Path, name: str, progress: Progress | None) -> _Loading:
-        if len(self._models) + len(self._loading) >= self.config.max_models:
-            raise OverloadedError(
-                f"{len(self._models) + len(self._loading)} models are loaded or loading, which is the limit "
-                "(max_models); unload one first"
-            )
-        loading = _Loading(folder)
-        loop = asyncio.get_running_loop()
-        loading.work = loop.run_in_executor(
-            self._load_threads, self._load_blocking, folder, name, progress, loading.stop
-        )
-        self._loading[name] = loading
-        loading.work.add_done_callback(lambda work: self._loaded(name, work))
-        return loading
-
-    def _loaded(self, name: str, work: asyncio.Future[Model]) -> None:
-        """In the event loop, before anyone who waited for it goes on."""
-        stopped = self._loading.pop(name).stop.is_set()
-        if work.exception() is not None:
-            return
-        model = work.result()
-        if stopped:  # too late to be interrupted, but nobody wants it
-            model.close()
-            return
-        self._models[name] = model
-        self._lanes[name] = Lane(model)
-        logger.info("loaded %s: %d frames on %s in %.0f ms", name, model.frame_count, self.device, model.load_ms)
-
-    def _load_blocking(self, folder: Path, name: str, progress: Progress | None, stop: threading.Event) -> Model:
-        try:
-            start = time.perf_counter()
-            package = ModelPackage.open(folder, stop=stop)
-            model = Model.load(name, package, self._model_options(), progress=progress, stop=stop)
-            model.load_ms = (time.perf_counter() - start) * 1000
-            return model
-        except (LipsyncError, DecodingStopped):
-            raise
-        except Exception as error:
-            raise InternalError.logged(error, f"loading {name}") from error
-
-    def _model_options(self) -> ModelOptions:
-        sizes = [size for size in BATCH_SIZES if size < self.config.max_batch_size]
-        return ModelOptions(
-            device=self._device,
-            runtime=self.config.runtime,
-            jpeg_quality=self.config.jpeg_quality,
-            batch_sizes=(*sizes, self.config.max_batch_size),
-            memory_budget_bytes=self.config.memory_budget_mb * MIB,
-            blend=self.config.blend,
-        )
+        async with self._refusals_paced("models"):
+            model, already = await self._repository.load(path, name=name, below=below, progress=progress)
+        if model not in self._repository.versions:
+            raise EngineClosedError(f"model {model.name!r} was unloaded")
+        return self._info(model, already=already)
 
     async def unload(self, name: str) -> None:
-        """Refuse new frames of a model at once, let those in flight finish, then free it.
+        """Refuse new frames of a model at once, end its sessions, let frames in flight finish, then free it.
 
-        Raises ModelNotFoundError.
+        Raises ModelNotFoundError. With `load_on_demand` the next frame that is asked for loads it again.
         """
-        model, lane = self._find(name)
-        del self._models[name], self._lanes[name]
-        self._cache.drop_model(model)
-        self._live.fail(EngineClosedError(f"model {name!r} was unloaded"), model)
-        self._live.drop(model)
-        # A task of its own: whoever asked for it may stop waiting, but the memory must come back.
-        freeing = asyncio.create_task(self._free(model, lane), name=f"lipsync-unload-{name}")
-        self._freeing[freeing] = model
-        freeing.add_done_callback(self._freeing.pop)
-        await asyncio.shield(freeing)
+        await self._repository.unload(name)
 
-    async def _free(self, model: Model, lane: ModelLane) -> None:
-        await lane.idle()
-        await asyncio.to_thread(model.close)
-        logger.info("unloaded %s", model.name)
+    def _session_ended(self, model: Model) -> None:
+        self._repository.session_ended(model)
 
     def models(self) -> list[ModelInfo]:
         """The loaded models, by name."""
@@ -260,11 +213,11 @@ class Engine:
 
     def model(self, name: str) -> ModelInfo:
         """One of them. Raises ModelNotFoundError."""
-        return self._info(self._find(name)[0])
+        return self._info(self._find(name))
 
     def stats(self, name: str) -> ModelStats:
         """Counts and times of one model since it was loaded. Raises ModelNotFoundError."""
-        model, _ = self._find(name)
+        model = self._find(name)
         statistics = model.statistics
         return ModelStats(
             name=name,
@@ -287,11 +240,8 @@ class Engine:
         batches = min(self.config.max_batch_size, model.largest_useful_batch) > 1
         return (*(["batches"] if batches else []), *(["result_cache"] if self._cache.on else []))
 
-    def _find(self, name: str) -> tuple[Model, ModelLane]:
-        try:
-            return self._models[name], self._lanes[name]
-        except KeyError:
-            raise ModelNotFoundError(name, sorted(self._models)) from None
+    def _find(self, name: str) -> Model:
+        return self._repository.find(name).model
 
     def _info(self, model: Model, *, already: bool = False) -> ModelInfo:
         state = "was loaded already" if already else f"loaded in {model.load_ms:.0f} ms"
@@ -314,6 +264,7 @@ class Engine:
             audio_file=model.package.audio_file,
             bounds=model.bounds(0),
             version=model.version,
+            pinned=model.name in self.config.pinned,
         )
 
     # Frames
@@ -327,26 +278,35 @@ class Engine:
         jpeg_quality: int | None = None,
         timeout_s: float | None = None,
         caller: Hashable | None = None,
+        realtime: bool = False,
     ) -> Frame:
         """One lip-synced frame.
 
         Args:
-            model_name: as loaded.
+            model_name: as loaded; with `load_on_demand` a package of the folder of models too, which is loaded first.
             frame_id: the video's frame, 0 to frame_count - 1; also says which audio features move the lips.
             output: the whole frame, or the face crop alone.
             jpeg_quality: 1 to 95; the configured one by default.
             timeout_s: seconds from now after which making it is not started any more. What has started is finished.
             caller: whose frame it is: callers take turns. By default each call is a caller of its own; the frames of
                 one stream should have one caller in common.
+            realtime: whether the caller wants its frames at the video's pace: while it asks for no more than that, and
+                came when the device had time for it, its frames go before those of others.
         Raises:
             ModelNotFoundError, FrameRangeError, InvalidRequestError: it cannot be made.
-            OverloadedError: too many frames wait already.
+            OverloadedError: too many frames wait already, or too little memory is left.
             DeadlineError: its turn did not come within timeout_s.
             DeviceError, InternalError, EngineClosedError: making it failed.
         Cancelling it takes the frame out of the queue if it has not started.
         """
         (frame,) = await self.frames(
-            model_name, [frame_id], output=output, jpeg_quality=jpeg_quality, timeout_s=timeout_s, caller=caller
+            model_name,
+            [frame_id],
+            output=output,
+            jpeg_quality=jpeg_quality,
+            timeout_s=timeout_s,
+            caller=caller,
+            realtime=realtime,
         )
         return frame.raise_for_error()
 
@@ -359,12 +319,14 @@ class Engine:
         jpeg_quality: int | None = None,
         timeout_s: float | None = None,
         caller: Hashable | None = None,
+        realtime: bool = False,
     ) -> list[Frame]:
         """Several frames of one model, through the network as batches; in the order asked.
 
         Arguments are those of `frame`. A frame that cannot be made has its `error` set, and the others still come.
         Frames that are in the result cache do not wait for a place in a batch.
-        Raises OverloadedError if they do not fit into the queue (then none was started), EngineClosedError.
+        Raises OverloadedError if they do not fit into the queue or too little memory is left (then none was started; it
+        is raised at once, but for callers who never pause between refusals), EngineClosedError.
         """
         self._check_open()
         arrived_s = time.perf_counter()
@@ -373,7 +335,10 @@ class Engine:
                 f"{len(frame_ids)} frames in one call; ask for at most {self.config.max_queue_size} (max_queue_size)"
             )
         deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
-        model = self._models.get(model_name)  # may be unloaded before its frames are made
+        await self._wanted(model_name, len(frame_ids), deadline_s)
+        model = self._models.get(model_name)  # may be unloaded, or replaced, before its frames are made
+        if model is not None:
+            self._repository.touch(model)
         frames: list[Frame | None] = [None] * len(frame_ids)
         requests: dict[int, FrameRequest] = {}
         for i, frame_id in enumerate(frame_ids):
@@ -388,21 +353,34 @@ class Engine:
             else:
                 frames[i] = replace(kept, times=StepTimes(total_ms=(time.perf_counter() - arrived_s) * 1000))
         if requests and model is not None:
-            made = await self._make(model, list(requests.values()), caller=caller, deadline_s=deadline_s)
+            with self._repository.used(model):
+                made = await self._make(
+                    model, list(requests.values()), caller=caller, deadline_s=deadline_s, realtime=realtime
+                )
             for (i, request), frame in zip(requests.items(), made, strict=True):
                 frames[i] = frame
-                if frame.ok and self._models.get(model_name) is model:  # else nobody would ever drop it
+                if frame.ok and self._models.get(model_name) is model:  # else nobody would ever ask for it, or drop it
                     self._cache.put(_key(model, request), frame)
         answers = [frame for frame in frames if frame is not None]
-        if model is not None:
-            model.statistics.record_failure(sum(not frame.ok for frame in answers))
-            model.statistics.record_cached(sum(frame.cached for frame in answers))
+        self._count(model, answers, looked_up=self._cache.on)
         return answers
+
+    def _count(self, model: Model | None, frames: Sequence[Frame], *, looked_up: bool = False) -> None:
+        """Count frames that are answered. `looked_up` says whether the result cache was asked for them."""
+        if model is not None:
+            model.statistics.record_failure(sum(not frame.ok for frame in frames))
+            model.statistics.record_cached(sum(frame.cached for frame in frames))
+        for frame in frames:
+            self._observer.frame_finished(frame, looked_up=looked_up)
+
+    async def _wanted(self, model_name: str, n_frames: int, deadline_s: float | None) -> None:
+        async with self._refusals_paced("models"):
+            await self._repository.wanted(model_name, n_frames, deadline_s)
 
     def _check(
         self, model_name: str, frame_id: int, output: Output, jpeg_quality: int | None, arrived_s: float
     ) -> FrameRequest:
-        model, _ = self._find(model_name)
+        model = self._find(model_name)
         frame_id = whole_number(frame_id, "frame_id")  # anything else would fail the whole batch later
         if not 0 <= frame_id < model.frame_count:
             raise FrameRangeError(model_name, frame_id, model.frame_count)
@@ -417,7 +395,13 @@ class Engine:
         return quality
 
     async def _make(
-        self, model: Model, requests: list[FrameRequest], *, caller: Hashable | None, deadline_s: float | None
+        self,
+        model: Model,
+        requests: list[FrameRequest],
+        *,
+        caller: Hashable | None,
+        deadline_s: float | None,
+        realtime: bool = False,
     ) -> list[Frame]:
         if self._scheduler is None:
             self._scheduler = Scheduler(
@@ -425,16 +409,20 @@ class Engine:
                 max_queue_size=self.config.max_queue_size,
                 max_batch_delay_ms=self.config.max_batch_delay_ms,
                 finish_threads=self.config.encode_threads,
+                admit=self._memory.check,
             )
-        lane = self._lanes[model.name]
-        lane.hold()  # an unload waits for these frames from here on
-        try:
-            requests = await self._with_backgrounds(model, requests, deadline_s)
-            lost = [_lost(request) for request in requests]
-            possible = [request for request, error in zip(requests, lost, strict=True) if error is None]
-            futures = self._scheduler.submit(lane, possible, caller=caller, deadline_s=deadline_s)
-        finally:
-            lane.finished()
+        lane = self._repository.versions[model].lane
+        async with self._refusals_paced("frames"):
+            lane.hold()  # an unload waits for these frames from here on
+            try:
+                requests = await self._with_backgrounds(model, requests, deadline_s)
+                lost = [_lost(request) for request in requests]
+                possible = [request for request, error in zip(requests, lost, strict=True) if error is None]
+                futures = self._scheduler.submit(
+                    lane, possible, caller=caller, deadline_s=deadline_s, realtime=realtime
+                )
+            finally:
+                lane.finished()
         try:
             results = await asyncio.gather(*futures, return_exceptions=True)
         except asyncio.CancelledError:
@@ -453,6 +441,19 @@ class Engine:
                 raise result
         return frames
 
+    @contextlib.asynccontextmanager
+    async def _refusals_paced(self, what: str) -> AsyncIterator[None]:
+        """What is refused for overload in here is told at once, but for callers that never pause: they wait for it.
+
+        `what` there is too much of: one of the observer's REFUSALS.
+        """
+        try:
+            yield
+        except OverloadedError:
+            self._observer.refused(what)
+            await asyncio.sleep(self._refusals.hold_s(time.monotonic()))
+            raise
+
     async def _with_backgrounds(
         self, model: Model, requests: list[FrameRequest], deadline_s: float | None
     ) -> list[FrameRequest]:
@@ -463,7 +464,8 @@ class Engine:
         if self._n_preparing and self._n_preparing + len(requests) > self.config.max_queue_size:
             raise OverloadedError(
                 f"{self._n_preparing} frames wait for their backgrounds already, and {len(requests)} more would be "
-                f"over the limit of {self.config.max_queue_size} (max_queue_size); try again later"
+                f"over the limit of {self.config.max_queue_size} (max_queue_size); try again later",
+                retry_after_ms=PREPARING_RETRY_MS,
             )
         track = model.backgrounds(requests[0].jpeg_quality)
         waiting = track.wait(frame_id for request in requests for frame_id in request.frame_ids)
@@ -493,28 +495,31 @@ class Engine:
         Raises:
             ModelNotFoundError, InvalidRequestError: it cannot be opened.
             CheckpointError: there is no audio encoder for the model.
-            OverloadedError: there are max_sessions sessions already.
+            OverloadedError: there are max_sessions sessions already, or too little memory is left.
             EngineClosedError.
         """
         self._check_open()
         options = options or SpeechOptions()
-        model, _ = self._find(model_name)
+        await self._wanted(model_name, 1, None)
+        model = self._find(model_name)
         quality = self._quality(options.jpeg_quality)
         caller = object() if caller is None else caller
 
         async def make(plan: FramePlan) -> Frame:
             request = _request_of(plan, options.output, quality)
             try:
-                if self._models.get(model_name) is not model:
+                if model not in self._repository.versions:  # one that was replaced stays for its sessions
                     raise EngineClosedError(f"model {model_name!r} was unloaded")
-                (frame,) = await self._make(model, [request], caller=caller, deadline_s=None)
+                (frame,) = await self._make(model, [request], caller=caller, deadline_s=None, realtime=True)
             except LipsyncError as error:
                 frame = Frame(model_name, request.frame_id, error=error)
-            model.statistics.record_failure(not frame.ok)
+            self._count(model, [frame])
             return frame
 
-        session = await self._live.open(model, options, make)
-        if self._closed or self._models.get(model_name) is not model:
+        with self._repository.used(model):
+            async with self._refusals_paced("sessions"):
+                session = await self._live.open(model, options, make)
+        if self._closed or model not in self._repository.versions:
             await session.close()
             raise EngineClosedError(f"model {model_name!r} was unloaded")
         return session
@@ -549,7 +554,8 @@ class Engine:
         self._check_open()
         arrived_s = time.perf_counter()
         deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
-        model, _ = self._find(model_name)
+        await self._wanted(model_name, 1, deadline_s)
+        model = self._find(model_name)
         if whole_number(start_frame, "start_frame") < 0:
             raise FrameRangeError(model_name, start_frame, model.frame_count)
         if whole_number(frame_count, "frame_count") > self.config.max_queue_size:
@@ -558,17 +564,20 @@ class Engine:
             )
         quality = self._quality(options.jpeg_quality)
         frames_wanted = range(start_frame, start_frame + frame_count)
-        windows = await self._live.windows(model, pcm, options, frames_wanted, audio_start_frame, timeout_s)
-        self._check_open()
-        if self._models.get(model_name) is not model:
-            raise ModelNotFoundError(model_name, sorted(self._models))
-        run = ToAndFro(0, model.frame_count)
-        requests = [
-            FrameRequest(run.frame(start_frame + i), options.output, quality, arrived_s, window=window)
-            for i, window in enumerate(windows)
-        ]
-        frames = await self._make(model, requests, caller=caller, deadline_s=deadline_s) if requests else []
-        model.statistics.record_failure(sum(not frame.ok for frame in frames))
+        with self._repository.used(model):
+            async with self._refusals_paced("recordings"):
+                left_s = None if deadline_s is None else deadline_s - time.monotonic()
+                windows = await self._live.windows(model, pcm, options, frames_wanted, audio_start_frame, left_s)
+            self._check_open()
+            if model not in self._repository.versions:
+                raise ModelNotFoundError(model_name, sorted(self._models))
+            run = ToAndFro(0, model.frame_count)
+            requests = [
+                FrameRequest(run.frame(start_frame + i), options.output, quality, arrived_s, window=window)
+                for i, window in enumerate(windows)
+            ]
+            frames = await self._make(model, requests, caller=caller, deadline_s=deadline_s) if requests else []
+        self._count(model, frames)
         return frames
 
     def _check_open(self) -> None:

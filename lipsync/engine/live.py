@@ -6,6 +6,7 @@ import asyncio
 import importlib.util
 import logging
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,12 +18,18 @@ from lipsync.engine.checkpoint import read_checkpoint
 from lipsync.engine.cores import n_cores
 from lipsync.engine.faults import Fault
 from lipsync.engine.model import Model
+from lipsync.engine.opened import OpenedFile
 from lipsync.engine.session import MakeFrame, SpeechSession
 from lipsync.engine.speech import Encoder, SpeechState, windows_of_recording
 from lipsync.errors import CheckpointError, DeadlineError, EngineClosedError, LipsyncError, OverloadedError
 from lipsync.types import SpeechOptions
 
 logger = logging.getLogger(__name__)
+
+RECORDING_RETRY_MS = 1000
+"""After which there may be room for another recording: one is heard in less, most of them."""
+SESSION_RETRY_MS = 5000
+"""The same for a session. Nobody knows when one ends."""
 
 
 def fast_encoder(encoder: AudioEncoder) -> Encoder:
@@ -40,9 +47,13 @@ def fast_encoder(encoder: AudioEncoder) -> Encoder:
 class LiveAudio:
     """Audio encoders, read when they are first needed, and sessions, limited in number."""
 
-    def __init__(self, config: EngineConfig) -> None:
+    def __init__(self, config: EngineConfig, *, ended: Callable[[Model], None], admit: Callable[[], None]) -> None:
+        """`ended` is called with the model of each session that is over; `admit` before one is opened: it raises
+        OverloadedError."""
         self._config = config
-        self._encoders: dict[Path, asyncio.Future[Encoder]] = {}
+        self._admit = admit
+        self._ended = ended
+        self._encoders: dict[Model | Path, asyncio.Future[Encoder]] = {}  # of a model's own, or for all others
         self._sessions: dict[SpeechSession, Model] = {}
         self._n_recordings = 0
         self._threads = ThreadPoolExecutor(max(1, n_cores() // 2), "lipsync-hear")
@@ -53,14 +64,17 @@ class LiveAudio:
     async def encoder(self, model: Model) -> Encoder:
         """What hears for a model. Raises CheckpointError if there is none for it."""
         path = _encoder_path(model, self._config.audio_encoder)
-        reading = self._encoders.get(path)
+        file = model.package.files.get("audio_encoder")
+        key = path if file is None else model
+        reading = self._encoders.get(key)
         if reading is None:
             loop = asyncio.get_running_loop()
-            reading = self._encoders[path] = loop.run_in_executor(self._recording_thread, _read_encoder, path)
+            reading = loop.run_in_executor(self._recording_thread, _read_encoder, path, file)
+            self._encoders[key] = reading
         try:
             return await asyncio.shield(reading)
         except Exception:
-            self._encoders.pop(path, None)  # it may be there the next time
+            self._encoders.pop(key, None)  # it may be there the next time
             raise
 
     async def windows(
@@ -73,7 +87,8 @@ class LiveAudio:
         encoder = await self.encoder(model)
         if self._n_recordings >= self._config.max_sessions:
             raise OverloadedError(
-                f"{self._n_recordings} recordings wait to be heard, which is the limit (max_sessions); try again later"
+                f"{self._n_recordings} recordings wait to be heard, which is the limit (max_sessions); try again later",
+                retry_after_ms=RECORDING_RETRY_MS,
             )
         stop = threading.Event()
 
@@ -125,19 +140,30 @@ class LiveAudio:
         return session
 
     def _closed(self, session: SpeechSession) -> None:
-        self._sessions.pop(session, None)
+        model = self._sessions.pop(session, None)
+        if model is not None:
+            self._ended(model)
+
+    def __len__(self) -> int:
+        """Sessions that are open."""
+        return len(self._sessions)
+
+    def in_use(self, model: Model) -> bool:
+        """Whether sessions of it are open."""
+        return model in self._sessions.values()
 
     def _check_room(self) -> None:
         if len(self._sessions) >= self._config.max_sessions:
             raise OverloadedError(
                 f"{len(self._sessions)} sessions of live audio are open, which is the limit (max_sessions); "
-                "try again later"
+                "try again later",
+                retry_after_ms=SESSION_RETRY_MS,
             )
+        self._admit()
 
     def drop(self, model: Model) -> None:
         """Forget the encoder of a model's package."""
-        if model.package.audio_encoder is not None:
-            self._encoders.pop(model.package.audio_encoder, None)
+        self._encoders.pop(model, None)
 
     def fail(self, error: LipsyncError, model: Model | None = None) -> None:
         """End the sessions of a model, or all."""
@@ -170,9 +196,11 @@ def _encoder_path(model: Model, for_all: str) -> Path:
     return package.audio_encoder or Path(for_all)
 
 
-def _read_encoder(path: Path) -> Encoder:
+def _read_encoder(path: Path, file: OpenedFile | None) -> Encoder:
+    """From the package's file as it was opened, or else from the path."""
     try:
-        return fast_encoder(encoder_from_state_dict(read_checkpoint(path)))
+        checkpoint = read_checkpoint(path if file is None else file.readable, kind=path.suffix)
+        return fast_encoder(encoder_from_state_dict(checkpoint))
     except (Fault, OSError) as error:
         found = f"{error.found}; expected {error.expected}" if isinstance(error, Fault) else error.strerror
         raise CheckpointError(f"audio encoder {path.name} cannot be used: {found}") from error

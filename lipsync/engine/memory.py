@@ -44,6 +44,11 @@ def _of_the_container() -> int | None:
     return None
 
 
+def device_bytes(device: torch.device) -> int:
+    """What this process holds of a GPU's memory through torch; 0 on a CPU."""
+    return torch.cuda.memory_reserved(device) if device.type == "cuda" else 0
+
+
 def trim_heap() -> None:
     """Have glibc give back what it keeps."""
     with contextlib.suppress(OSError, AttributeError):  # another C library

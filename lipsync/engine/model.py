@@ -20,6 +20,7 @@ from lipsync.engine.blending import HARD
 from lipsync.engine.compositor import UInt8, composite_crop, mix
 from lipsync.engine.jpeg import encode_jpeg, mix_jpegs
 from lipsync.engine.memory import return_free_memory
+from lipsync.engine.observer import EngineObserver, Unobserved
 from lipsync.engine.package import ModelPackage
 from lipsync.engine.rectangles import Rectangle
 from lipsync.engine.runtime import ChosenRuntime, FaceSet, choose_runtime, device_errors
@@ -29,6 +30,10 @@ from lipsync.types import Bounds, Frame, LoadedPart, Output, StepTimes
 
 USED_VIDEOS = ("full_body", "crops_328")
 """The videos that frames are made from. The others can be derived from these, and are checked but not decoded."""
+
+READ_AFTER_LOADING = ("full_body", "audio_encoder")
+"""Whose files stay open: whole frames are prepared again for other JPEG qualities, and hearing is set up when first
+needed."""
 
 Progress = Callable[[str, int, int], None]
 """Called with a role, frames decoded, frames in all; from the decoding threads."""
@@ -107,6 +112,7 @@ class ModelOptions:
         batch_sizes: that the runtime should be ready for.
         memory_budget_bytes: up to which features of the encoder may be kept; 0 keeps none.
         blend: how a face meets the crop around it: hard, feather or matched.
+        observer: is told of its batches.
     """
 
     device: torch.device
@@ -115,6 +121,7 @@ class ModelOptions:
     batch_sizes: tuple[int, ...] = (1,)
     memory_budget_bytes: int = 0
     blend: str = HARD
+    observer: EngineObserver = Unobserved()
 
 
 class Model:
@@ -137,6 +144,7 @@ class Model:
         self.load_ms = 0.0
         self.version = uuid.uuid4().hex[:12]
         self.statistics = FrameStatistics()
+        self.observer: EngineObserver = Unobserved()
         self._times_ms = times_ms
         self._details = describe_parts(package)
         self._details["full_body"] += "; prepared while serving"
@@ -174,6 +182,7 @@ class Model:
             stop=stop,
         )["crops_328"]
         decoded = time.perf_counter()
+        package.close(keep=READ_AFTER_LOADING)
 
         def windows(frame_ids: Sequence[int]) -> torch.Tensor:
             return _windows(package, frame_ids)
@@ -197,7 +206,9 @@ class Model:
         # The runtime has weights of its own: these would be kept twice. Their shapes stay.
         package.network.to("meta")
         return_free_memory()
-        return cls(name, package, faces, chosen, options.jpeg_quality, times_ms)
+        model = cls(name, package, faces, chosen, options.jpeg_quality, times_ms)
+        model.observer = options.observer
+        return model
 
     def stop_preparing(self) -> None:
         """Prepare no more backgrounds: whoever waits for one gets EngineClosedError."""
@@ -206,6 +217,7 @@ class Model:
     def close(self) -> None:
         """Give the memory back. Nobody may use the model any more, or hold its arrays."""
         self._backgrounds.close()
+        self.package.close()
         del self._crops, self._windows, self.runtime, self.package
         return_free_memory()
 
@@ -227,6 +239,12 @@ class Model:
             for role, n_bytes in memory.items()
         )
 
+    @property
+    def expected_bytes(self) -> int:
+        """What it will keep in memory, about, once its whole frames are prepared."""
+        parts = sum(part.memory_bytes for part in self.parts if part.role != "full_body")
+        return parts + self._backgrounds.expected_nbytes
+
     def backgrounds(self, jpeg_quality: int) -> BackgroundTrack:
         """Whole frames of a quality less their faces; they begin to be prepared if nobody asked for them before.
 
@@ -245,6 +263,7 @@ class Model:
             faces = iter(moved)
             pairs = [self._with_rest(item, next(faces) if item.rest < 1 else None) for item in items]
         inferred = time.perf_counter()
+        self.observer.batch_finished(self.name, len(items), inferred - prepared)
         return [
             MovedFace(
                 face,

@@ -6,8 +6,9 @@ claims is held against a limit before memory is allocated for it. Everything wro
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import os
-import stat
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,10 +26,11 @@ from lipsync.engine.checkpoint import check_network_size, read_checkpoint
 from lipsync.engine.faults import Fault, brief, json_type, listing, printable, read_json
 from lipsync.engine.geometry import BORDER, GEOMETRIES, FaceGeometry
 from lipsync.engine.manifest import FPS_TOLERANCE, Ranges, check_claims, parse_idle
+from lipsync.engine.opened import Mark, OpenedFile, OpenedFolder
 from lipsync.engine.rectangles import check_rectangles, parse_rectangles
 from lipsync.engine.unet import UNet, UNetConfig, from_state_dict
 from lipsync.engine.video import StopSignal, VideoInfo, probe_video
-from lipsync.errors import CheckpointError, MediaError, PackageError, PackageProblem
+from lipsync.errors import CheckpointError, MediaError, PackageError, PackageProblem, PermissionDeniedError
 
 Float32 = npt.NDArray[np.float32]
 Int32 = npt.NDArray[np.int32]
@@ -44,12 +46,22 @@ MAX_RECTANGLES_BYTES = 64 * MIB
 MAX_DECODED_BYTES = 64 * 1024 * MIB
 """All videos together as uint8 RGB."""
 
+MAX_HASHED_BYTES = 256 * MIB
+"""Networks up to this size are held against the manifest's hash at every load: a tenth of a second for 50 MB."""
+
 MAX_FEATURE_ROWS_OFF = 2
 """Feature rows may be this many fewer or more than the video's frames."""
 MAX_NAME_SHOWN = 200
 """Characters of a file name, which a manifest may make as long as it likes."""
 VIDEO_ROLES = ("full_body", "crops_328", "model_inputs", "rois_320")
+READ_LATER = (*VIDEO_ROLES, "audio_encoder", "speech")
+"""Roles whose files stay open with the package."""
 REQUIRED = ("full_body", "crops_328", "audio", "rectangles", "network")
+
+
+Fingerprint = tuple[tuple[str, Mark], ...]
+"""What a package's manifests and role files are, and what is missing or wrong among them: another one, another package.
+In no order that means anything; to be compared alone."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +122,8 @@ class ModelPackage:
         sizes: bytes of each role's file.
         open_ms: how long checking and opening each role took, in milliseconds; videos are probed, not decoded.
         manifest: package.json or package_info.json as it is; empty if there is neither.
+        files: by role, those that are read later, kept open: nobody can put others in their place.
+        fingerprint: of all of its files, as they were opened.
     """
 
     path: Path
@@ -135,24 +149,67 @@ class ModelPackage:
     sizes: Mapping[str, int]
     open_ms: Mapping[str, float] = field(repr=False)
     manifest: Mapping[str, Any] = field(repr=False)
+    files: Mapping[str, OpenedFile] = field(repr=False)
+    fingerprint: Fingerprint = field(repr=False)
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], *, stop: StopSignal | None = None) -> ModelPackage:
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        below: str | os.PathLike[str] | None = None,
+        map_features: bool = True,
+        stop: StopSignal | None = None,
+    ) -> ModelPackage:
         """Find, check and open the parts of a package. The videos are probed, not decoded.
 
         Args:
             path: the package's folder.
+            below: a folder that it must really lie in, links followed.
+            map_features: leave float32 features on disk, mapped into memory. Whoever cuts that file short ends this
+                process (SIGBUS): False takes a copy, for packages that may be written to.
             stop: set from another thread, it ends the work.
         Raises:
             PackageError: lists everything wrong with it. No file is left open.
+            PermissionDeniedError: there is no folder of this path below `below`.
             DecodingStopped: `stop` was set.
         """
-        opening = _Opening(Path(path), stop)
+        opening = _Opening(Path(path), stop, below=below, map_features=map_features)
         try:
             return opening.run()
         finally:
             # A memory map holds its file open, and an exception's traceback holds this object.
             opening.forget()
+
+    def close(self, *, keep: Sequence[str] = ()) -> None:
+        """Close its files but those of some roles: they cannot be read any more. They close with the package anyway."""
+        for role, file in self.files.items():
+            if role not in keep:
+                file.close()
+
+
+def find_fingerprint(path: str | os.PathLike[str], *, below: str | os.PathLike[str] | None = None) -> Fingerprint:
+    """What `ModelPackage.fingerprint` would be now; also of a package that cannot be used.
+
+    Raises PackageError if there is no such folder, or nothing in it; PermissionDeniedError as `ModelPackage.open`.
+    """
+    opening = _Opening(Path(path), None, below=below)
+    try:
+        opening.check_folder()
+        opening.find_files()
+        return opening.fingerprint()
+    finally:
+        opening.forget()
+
+
+def check_folder(path: str | os.PathLike[str], *, below: str | os.PathLike[str] | None = None) -> Path:
+    """Where a package's folder really is. Raises as `find_fingerprint`."""
+    opening = _Opening(Path(path), None, below=below)
+    try:
+        opening.check_folder()
+        return opening.path
+    finally:
+        opening.forget()
 
 
 def find_parts(path: str | os.PathLike[str]) -> tuple[str, dict[str, Path]]:
@@ -161,16 +218,29 @@ def find_parts(path: str | os.PathLike[str]) -> tuple[str, dict[str, Path]]:
     Raises PackageError if there is no such folder, or nothing in it.
     """
     opening = _Opening(Path(path), None)
-    opening.check_folder()
-    opening.find_files()
-    return opening.name, opening.files
+    try:
+        opening.check_folder()
+        opening.find_files()
+        return opening.name, {role: file.path for role, file in opening.files.items()}
+    finally:
+        opening.forget()
 
 
 class _Opening:
     """One package being opened: what was found of it so far, and what is wrong with it."""
 
-    def __init__(self, path: Path, stop: StopSignal | None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        stop: StopSignal | None,
+        *,
+        below: str | os.PathLike[str] | None = None,
+        map_features: bool = True,
+    ) -> None:
         self.path = path
+        self.below = below
+        self.map_features = map_features
+        self.folder: OpenedFolder | None = None
         self.label = printable(path.absolute().name or str(path), MAX_NAME_SHOWN)
         self.stop = stop
         self.problems: list[PackageProblem] = []
@@ -179,7 +249,8 @@ class _Opening:
         self.claims: Mapping[str, Any] = {}  # package.json's alone
         self.idle: Ranges = ()
         self.name = self.label
-        self.files: dict[str, Path] = {}
+        self.files: dict[str, OpenedFile] = {}
+        self.marks: dict[str, Mark] = {}  # of manifests
         self.videos: dict[str, VideoInfo] = {}
         self.frame_count: int | None = None
         self.rectangles: Int32 | None = None
@@ -202,7 +273,14 @@ class _Opening:
         return self.result()
 
     def forget(self) -> None:
+        """Close what no package has taken."""
         self.features = self.landmarks = self.network = None
+        self.videos = {}
+        for file in self.files.values():
+            file.close()
+        self.files = {}
+        if self.folder is not None:
+            self.folder.close()
 
     def report(self, where: str, found: str, expected: str) -> None:
         self.problems.append(PackageProblem(printable(where, MAX_NAME_SHOWN), printable(found), printable(expected)))
@@ -213,12 +291,12 @@ class _Opening:
 
     def attempt(self, role: str, work: Any) -> None:
         """Open one role's file, if there is one; what is wrong with it becomes a problem."""
-        path = self.files.get(role)
-        if path is None:
+        file = self.files.get(role)
+        if file is None:
             return
         start = time.perf_counter()
         try:
-            work(path)
+            work(file)
         except Fault as fault:
             self.report(self.where(role), fault.found, fault.expected)
         except OSError as error:
@@ -227,48 +305,58 @@ class _Opening:
 
     def where(self, role: str) -> str:
         """The role's file, as the package's user knows it."""
-        return self.files[role].relative_to(self.path).as_posix()
+        return self.files[role].path.relative_to(self.path).as_posix()
 
     # Finding
 
     def check_folder(self) -> None:
         """Everything else needs a folder: without one, that is the only problem."""
         try:
-            self.path = self.path.resolve(strict=True)
-            entries = os.listdir(self.path)
-        except NotADirectoryError:
-            self.report(self.label, "it is a file", "a folder with a model package in it")
-        except FileNotFoundError:
-            self.report(self.label, "there is no such folder", "a folder with a model package in it")
-        except (OSError, ValueError, RuntimeError) as error:
-            reason = (error.strerror if isinstance(error, OSError) else None) or "not a valid path"
-            self.report(self.label, f"the folder cannot be read ({reason})", "a readable folder")
+            self.folder = OpenedFolder.open(self.path, below=self.below)
+            self.path = self.folder.path
+            entries = self.folder.names()
+        except (OSError, ValueError) as error:
+            if self.below is not None:  # why not, is nobody's business
+                raise PermissionDeniedError("there is no package of this path in the folder of models") from None
+            if isinstance(error, NotADirectoryError):
+                self.report(self.label, "it is a file", "a folder with a model package in it")
+            elif isinstance(error, FileNotFoundError):
+                self.report(self.label, "there is no such folder", "a folder with a model package in it")
+            else:
+                reason = getattr(error, "strerror", None) or "not a valid path"
+                self.report(self.label, f"the folder cannot be read ({reason})", "a readable folder")
         else:
             if not entries:
                 self.report(self.label, "the folder is empty", "a model package: " + ", ".join(REQUIRED))
         self.raise_problems()
 
+    def fingerprint(self) -> Fingerprint:
+        """Of what was found."""
+        marks = {**self.marks, **{self.where(role): file.mark for role, file in self.files.items()}}
+        return (*sorted(marks.items()), *((str(problem), ()) for problem in self.problems))
+
     def find_files(self) -> None:
         named = self.named_files()
         for role in ROLES:
             try:
-                path = self.inside(named[role]) if role in named else self.search(role)
+                file = self.open_file(named[role]) if role in named else self.search(role)
             except Fault as fault:
                 self.report(named.get(role, role), fault.found, fault.expected)
                 continue
-            if path is not None:
-                self.files[role] = path
+            if file is not None:
+                self.files[role] = file
             elif role in REQUIRED:
                 self.report(role, "missing", "a file " + self.looked_for(role))
 
     def named_files(self) -> dict[str, str]:
         """Relative paths by role, from whichever manifest there is."""
         for file_name, read in ((MANIFEST, self.read_manifest), (OLD_MANIFEST, self.read_old_manifest)):
-            path = self.path / file_name
-            if not path.exists():
+            if not self.exists(file_name):
                 continue
             try:
-                manifest = read_json(self.inside(file_name), MAX_MANIFEST_BYTES)
+                with contextlib.closing(self.open_file(file_name)) as file:
+                    self.marks[file_name] = file.mark
+                    manifest = read_json(file.readable, MAX_MANIFEST_BYTES)
                 if not isinstance(manifest, dict):
                     raise Fault(f"a JSON {json_type(manifest)}", "a JSON object")
                 self.manifest = manifest
@@ -326,32 +414,15 @@ class _Opening:
             self.report(file_name, f'"{key}" is {brief(name)}', "a name")
 
     def exists(self, relative: str) -> bool:
-        try:
-            return (self.path / relative).exists()
-        except (OSError, ValueError):
-            return False
+        assert self.folder is not None
+        return self.folder.exists(relative)
 
-    def inside(self, relative: str) -> Path:
+    def open_file(self, relative: str) -> OpenedFile:
         """A regular file of the package, by its path in it. Raises Fault."""
-        expected = "a file inside the package's folder"
-        parts = PurePosixPath(relative.replace("\\", "/"))
-        if parts.is_absolute() or ".." in parts.parts or ":" in relative or "\0" in relative:
-            raise Fault("its path leaves the package's folder", expected)
-        path = self.path / parts
-        try:
-            resolved = path.resolve(strict=True)
-            mode = resolved.stat().st_mode
-        except FileNotFoundError:
-            raise Fault("missing", expected) from None
-        except (OSError, RuntimeError, ValueError) as error:
-            raise Fault(f"cannot be read ({getattr(error, 'strerror', None) or 'a loop of links'})", expected) from None
-        if not resolved.is_relative_to(self.path):
-            raise Fault("it is a link that leaves the package's folder", expected)
-        if not stat.S_ISREG(mode):
-            raise Fault("it is a folder" if stat.S_ISDIR(mode) else "it is not a regular file", expected)
-        return path
+        assert self.folder is not None
+        return self.folder.file(relative)
 
-    def search(self, role: str) -> Path | None:
+    def search(self, role: str) -> OpenedFile | None:
         """The file of a role, by its name. Raises Fault if several fit equally well."""
         for candidates in self.candidates(role):
             chosen = _latest_epoch(candidates) if role == "network" and len(candidates) > 1 else candidates[0]
@@ -361,7 +432,7 @@ class _Opening:
                     f"one; keep one of them, or name it in {MANIFEST}",
                 )
             try:
-                return self.inside(chosen)
+                return self.open_file(chosen)
             except Fault as fault:
                 raise Fault(f"{chosen}: {fault.found}", fault.expected) from None
         return None
@@ -377,11 +448,9 @@ class _Opening:
                     yield [PurePosixPath(folder, name).as_posix() for name in fits]
 
     def list_folder(self, folder: str) -> list[str]:
-        path = self.path / folder
-        if folder and (path.is_symlink() or not path.is_dir()):
-            return []
+        assert self.folder is not None
         try:
-            return sorted(os.listdir(path))
+            return self.folder.names(folder)
         except OSError as error:
             self.report(folder, f"the folder cannot be read ({error.strerror})", "a readable folder")
             return []
@@ -401,7 +470,7 @@ class _Opening:
                     self.videos[role] = probe_video(self.files[role], stop=self.stop)
                     self.open_ms[role] = (time.perf_counter() - start) * 1000
                 except MediaError as error:
-                    message = str(error).removeprefix(f"{self.files[role].name}: ")
+                    message = str(error).removeprefix(f"{self.files[role].path.name}: ")
                     found, _, expected = message.partition("; expected ")
                     self.report(self.where(role), found, expected or "an MP4 video that decodes to its end")
         self.check_fps()
@@ -444,8 +513,8 @@ class _Opening:
             self.report("videos", f"their frame counts differ: {found}", "the same number of frames in each")
         self.frame_count = counts.get("full_body", next(iter(counts.values()), None))
 
-    def open_rectangles(self, path: Path) -> None:
-        rows = parse_rectangles(read_json(path, MAX_RECTANGLES_BYTES))
+    def open_rectangles(self, file: OpenedFile) -> None:
+        rows = parse_rectangles(read_json(file.readable, MAX_RECTANGLES_BYTES))
         body = self.videos.get("full_body")
         check_rectangles(rows, (body.width, body.height) if body else None)
         if self.frame_count is not None and len(rows) != self.frame_count:
@@ -457,8 +526,8 @@ class _Opening:
             raise Fault(f"no rectangle for frame {listing([str(i) for i in gaps])}", "one for every frame")
         self.rectangles = np.array([rows[i] for i in range(len(rows))], np.int32).reshape(-1, 4)
 
-    def open_features(self, path: Path) -> None:
-        array = open_array(path)
+    def open_features(self, file: OpenedFile) -> None:
+        array = open_array(file.readable)
         self.front_end, row_shape = front_end_of(array.shape)
         n_rows = len(array)
         if self.frame_count is not None and abs(n_rows - self.frame_count) > MAX_FEATURE_ROWS_OFF:
@@ -467,24 +536,37 @@ class _Opening:
                 f"one for each of {self.frame_count} frames, give or take {MAX_FEATURE_ROWS_OFF}",
             )
         check_finite(array)
-        mapped = array.dtype == np.float32 and array.dtype.isnative and array.flags.c_contiguous
+        mapped = self.map_features and array.dtype == np.float32 and array.dtype.isnative and array.flags.c_contiguous
         self.features = (array if mapped else to_float32(array)).reshape(n_rows, *row_shape)
 
-    def open_landmarks(self, path: Path) -> None:
-        array = open_array(path)
+    def open_landmarks(self, file: OpenedFile) -> None:
+        array = open_array(file.readable)
         n = "n" if self.frame_count is None else self.frame_count
         if array.shape[1:] != (68, 2) or (self.frame_count is not None and len(array) != self.frame_count):
             raise Fault(f"landmarks of shape {list(array.shape)}", f"[{n}, 68, 2]")
         check_finite(array)
         self.landmarks = to_float32(array)
 
-    def open_network(self, path: Path) -> None:
-        checkpoint = read_checkpoint(path)
+    def open_network(self, file: OpenedFile) -> None:
+        self.check_hash("network", file)
+        checkpoint = read_checkpoint(file.readable, kind=file.path.suffix)
         try:
             check_network_size(checkpoint)
             self.network = from_state_dict(checkpoint)
         except CheckpointError as error:
             raise Fault(str(error), "a state dict of the lip-sync network") from error
+
+    def check_hash(self, role: str, file: OpenedFile) -> None:
+        """Hold a file against the manifest's hash, if it names one. Raises Fault."""
+        contents = self.claims.get("contents")
+        entry = contents.get(self.where(role)) if isinstance(contents, dict) else None
+        wanted = entry.get("sha256") if isinstance(entry, dict) else None
+        if wanted is None or file.size_bytes > MAX_HASHED_BYTES:
+            return
+        with file.readable.open("rb") as data:
+            found = hashlib.file_digest(data, "sha256").hexdigest()
+        if found != wanted:
+            raise Fault(f"its SHA-256 is {found}", f"{brief(wanted)}, as {MANIFEST} has it; copy the package again")
 
     def check_agreement(self) -> None:
         """What lies across two files; each is only checked where both could be read."""
@@ -509,7 +591,8 @@ class _Opening:
             )
 
     def check_claims(self) -> None:
-        """What the manifest says beside its files. Hashes are left to `lipsync package validate`: they take long."""
+        """What the manifest says beside its files. Hashes but the network's are left to `lipsync package
+        validate`: they take long."""
         try:
             self.idle = parse_idle(self.claims.get("idle"), self.frame_count)
         except Fault as fault:
@@ -543,6 +626,9 @@ class _Opening:
         assert self.rectangles is not None and self.features is not None and self.frame_count is not None
         config = self.network.config
         body = self.videos["full_body"]
+        sizes = {role: file.size_bytes for role, file in self.files.items()}
+        fingerprint, audio_file = self.fingerprint(), self.where("audio")
+        kept = {role: self.files.pop(role) for role in READ_LATER if role in self.files}
         return ModelPackage(
             path=self.path,
             name=self.name,
@@ -560,13 +646,15 @@ class _Opening:
             landmarks=self.landmarks,
             network=self.network,
             geometry=GEOMETRIES[config.face_size],
-            audio_file=self.where("audio"),
-            audio_encoder=self.files.get("audio_encoder"),
-            speech=self.files.get("speech"),
+            audio_file=audio_file,
+            audio_encoder=kept["audio_encoder"].path if "audio_encoder" in kept else None,
+            speech=kept["speech"].path if "speech" in kept else None,
             idle=self.idle,
-            sizes=MappingProxyType({role: path.stat().st_size for role, path in self.files.items()}),
+            sizes=MappingProxyType(sizes),
             open_ms=MappingProxyType(self.open_ms),
             manifest=MappingProxyType(dict(self.manifest)),
+            files=MappingProxyType(kept),
+            fingerprint=fingerprint,
         )
 
 

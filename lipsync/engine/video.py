@@ -13,7 +13,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, TypeAlias
@@ -29,8 +29,10 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
+from lipsync.engine import mp4_guard
 from lipsync.engine.h264 import H264Track
 from lipsync.engine.memory import available_bytes
+from lipsync.engine.opened import OpenedFile, mark_of
 from lipsync.errors import DeviceError, MediaError
 
 UInt8 = npt.NDArray[np.uint8]
@@ -75,6 +77,7 @@ class VideoInfo:
         fps: frames a second, on average.
         size_bytes: of the file.
         version: tells the file from another that takes its place later; None is not looked at.
+        file: the file itself, if it was probed open; then that is decoded, whatever lies at `path` by now.
     """
 
     path: Path
@@ -85,6 +88,12 @@ class VideoInfo:
     fps: float
     size_bytes: int
     version: tuple[int, ...] | None = None
+    file: OpenedFile | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def readable(self) -> Path:
+        """The path to decode it by. Raises OSError if its file was closed."""
+        return self.path if self.file is None else self.file.readable
 
     @property
     def decoded_bytes(self) -> int:
@@ -162,6 +171,7 @@ def _read_header(path: Path) -> _Header:
                 for child, child_body, child_stop in _boxes(file, body, stop):
                     if child == b"trak":
                         _read_track(file, child_body, child_stop, header, [])
+        mp4_guard.check_claims(file)
     if not has_index:
         raise MediaError(f"no index (moov box) in it; {CUT_SHORT}")
     if fragmented:
@@ -235,7 +245,7 @@ def _describe(error: Exception) -> str:
 
 
 def probe_video(
-    path: str | os.PathLike[str],
+    video: str | os.PathLike[str] | OpenedFile,
     *,
     max_side: int = MAX_SIDE,
     max_pixels: int = MAX_PIXELS,
@@ -245,16 +255,18 @@ def probe_video(
     """What a video holds, without decoding more than its end.
 
     Args:
-        path: an MP4 file.
+        video: an MP4 file, by its path or open.
         max_side, max_pixels, max_frames: what is larger is refused before anything is allocated.
         stop: set from another thread, it ends the work.
     Raises:
         MediaError: it is no MP4, is cut short, too large, or has a width or height that is odd.
         DecodingStopped: `stop` was set.
     """
-    path = Path(path)
+    file = video if isinstance(video, OpenedFile) else None
+    path = Path(video) if not isinstance(video, OpenedFile) else video.path
     try:
-        return _probe(path, max_side, max_pixels, max_frames, stop)
+        info = _probe(path if file is None else file.readable, max_side, max_pixels, max_frames, stop)
+        return replace(info, path=path, file=file)
     except MediaError as error:
         raise MediaError(f"{path.name}: {error}") from error
     except (av.error.FFmpegError, OSError) as error:
@@ -292,15 +304,15 @@ def _copy_rgb(frame: VideoFrame, reformatter: VideoReformatter, out: UInt8) -> N
 
 
 def _version_of(path: Path) -> tuple[int, ...]:
-    found = path.stat()
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+    return mark_of(path.stat())
 
 
 def _decode(info: VideoInfo, on_frame: Callable[[VideoFrame], None], stop: StopSignal | None) -> None:
     """Decode a whole video, and hold it against what `info` says."""
     done = 0
-    with _open(info.path, MAX_PIXELS) as container:
-        if info.version not in (None, _version_of(info.path)):
+    path = info.readable
+    with _open(path, MAX_PIXELS) as container:
+        if info.version not in (None, _version_of(path)):
             raise MediaError(f"{info.path.name}: another file has taken its place; load the package again")
         stream = _video_stream(container)
         stream.thread_type = "AUTO"

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lipsync.cli.settings import SETTINGS, load_settings
+from lipsync.cli.settings import SETTINGS, load_settings, setting_origins
 from lipsync.config import EngineConfig, ServerConfig
 from lipsync.errors import ConfigError
 
@@ -87,6 +87,13 @@ def test_names_are_one_namespace() -> None:
         ("jpeg_quality = 100\n", "jpeg_quality is 100; expected 1 to 95"),
         ("blend = 'soft'\n", "blend is 'soft'; expected hard, feather or matched"),
         ("load = [1]\n", "setting load is 1"),
+        ("insecur = true\n", "unknown setting 'insecur'; did you mean 'insecure'"),
+        ("pined = ['anna']\n", "unknown setting 'pined'; did you mean 'pinned'"),
+        ("insecure = 'perhaps'\n", "setting insecure is 'perhaps'"),
+        ("insecure = 2\n", "setting insecure is 2"),
+        ("load = true\n", "setting load is True"),
+        ("port = true\n", "setting port is True: .*a number is wanted"),
+        ("grace_s = false\n", "setting grace_s is False: .*a number is wanted"),
         ("port = \n", "is no TOML"),
     ],
 )
@@ -103,3 +110,40 @@ def test_a_missing_file_and_a_misspelt_variable_are_told(tmp_path: Path, monkeyp
     monkeypatch.setenv("LIPSYNC_PROT", "1")
     with pytest.raises(ConfigError, match="LIPSYNC_PROT; did you mean 'LIPSYNC_PORT'"):
         load_settings(None, {})
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("LIPSYNC_INSECUR", "true", "LIPSYNC_INSECUR; did you mean 'LIPSYNC_INSECURE'"),
+        ("LIPSYNC_PINED", "anna,ben", "LIPSYNC_PINED; did you mean 'LIPSYNC_PINNED'"),
+        ("LIPSYNC_INSECURE", "perhaps", "setting insecure is 'perhaps'"),
+        ("LIPSYNC_PORT", "true", "setting port is 'true'"),
+    ],
+)
+def test_wrong_variables_of_any_kind_are_told(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, message: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ConfigError, match=message):
+        load_settings(None, {})
+
+
+def test_where_a_setting_comes_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "lipsync.toml"
+    file.write_text('port = 1\nhost = "::1"\nload = ["anna"]\ninsecure = false\n')
+    monkeypatch.setenv("LIPSYNC_HOST", "127.0.0.9")
+    monkeypatch.setenv("LIPSYNC_DEVICE", "")  # as if it were not set
+    options = {"port": 2, "load": (), "reflection": False, "metrics": None}
+    origins = setting_origins(file, options)
+    assert set(origins) == set(SETTINGS)
+    told = {name: origin for name, origin in origins.items() if origin != "default"}
+    assert told == {
+        "port": "--port",
+        "reflection": "--reflection",
+        "host": "LIPSYNC_HOST",
+        "load": str(file),
+        "insecure": str(file),
+    }
+    engine, server = load_settings(file, options)
+    assert (server.port, server.host, server.load, engine.device) == (2, "127.0.0.9", ("anna",), "auto")

@@ -88,7 +88,7 @@ def test_while_importing(
 
 
 def test_while_the_demo_is_built_for_serving(tmp_path: Path) -> None:
-    process = start("serve", "--port", "0", XDG_CACHE_HOME=str(tmp_path))
+    process = start("serve", "--port", "0", "--no-metrics", XDG_CACHE_HOME=str(tmp_path))
     wait_for(lambda: any(tmp_path.rglob(".demo-*")), process)
     process.send_signal(signal.SIGTERM)
     said, errors = process.communicate(timeout=TIMEOUT_S)

@@ -20,7 +20,7 @@ from lipsync.config import EngineConfig
 from lipsync.engine.audio import audio_features, encoder_from_state_dict, feature_window
 from lipsync.engine.compositor import mix
 from lipsync.engine.engine import Engine
-from lipsync.engine.live import fast_encoder
+from lipsync.engine.live import SESSION_RETRY_MS, fast_encoder
 from lipsync.engine.model import FrameRequest
 from lipsync.engine.session import SpeechSession
 from lipsync.errors import (
@@ -244,8 +244,9 @@ async def test_one_encoder_serves_models_without_their_own(packages: dict[str, P
 
 async def test_sessions_are_limited_and_give_their_place_back(engine: Engine) -> None:
     sessions = [await engine.speech("anna") for _ in range(6)]
-    with pytest.raises(OverloadedError, match="max_sessions"):
+    with pytest.raises(OverloadedError, match="max_sessions") as refused:
         await engine.speech("anna")
+    assert refused.value.retry_after_ms == SESSION_RETRY_MS
     await sessions[2].close()
     await (await engine.speech("anna")).close()
     for session in sessions:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pickle
@@ -22,10 +23,10 @@ from hypothesis import strategies as st
 from lipsync.engine import checkpoint
 from lipsync.engine import package as package_module
 from lipsync.engine.faults import Fault
-from lipsync.engine.package import ModelPackage
+from lipsync.engine.package import ModelPackage, find_fingerprint
 from lipsync.engine.rectangles import parse_rectangles
 from lipsync.engine.video import DecodingStopped, decode_videos, encode_video
-from lipsync.errors import PackageError
+from lipsync.errors import MediaError, PackageError, PermissionDeniedError
 from tests.packages import crop_of, make_package, network_config, pictures, write_manifest, write_network
 
 FRAMES = 12
@@ -247,6 +248,63 @@ def assert_chosen(folder: Path, network: str) -> None:
     assert ModelPackage.open(folder).sizes["network"] == (folder / network).stat().st_size
 
 
+def test_a_network_may_have_the_hash_that_the_manifest_names(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    digest = hashlib.sha256((folder / "checkpoint/7.safetensors").read_bytes()).hexdigest()
+    write_manifest(folder, {}, contents={"checkpoint/7.safetensors": {"bytes": 1, "sha256": digest}})
+    assert ModelPackage.open(folder).name == "Ada"
+    write_manifest(folder, {}, contents={"checkpoint/7.safetensors": {"sha256": "00"}})
+    monkeypatch.setattr(package_module, "MAX_HASHED_BYTES", 100)  # `package validate` looks at larger ones
+    assert ModelPackage.open(folder).name == "Ada"
+
+
+def test_what_is_read_later_stays_open_and_closes(folder: Path, tmp_path: Path) -> None:
+    opened = ModelPackage.open(folder, map_features=False)
+    assert sorted(opened.files) == ["crops_328", "full_body", "model_inputs", "rois_320"]
+    assert not opened.features_memory_mapped
+    for name in ("full_body.mp4", "crops_328.mp4"):
+        encode_video(folder / "new.mp4", pictures(3, 64, 64))
+        (folder / "new.mp4").replace(folder / name)
+    videos = decode_videos({"crops_328": opened.videos["crops_328"]})
+    assert videos["crops_328"].shape == (FRAMES, 328, 328, 3)
+    opened.close(keep=["full_body"])
+    with pytest.raises(MediaError, match=r"crops_328.mp4: cannot be decoded"):
+        decode_videos({"crops_328": opened.videos["crops_328"]})
+    decode_videos({"full_body": opened.videos["full_body"]})
+    opened.close()
+    assert_closed(tmp_path)
+
+
+def test_a_fingerprint_changes_with_any_of_the_files(folder: Path) -> None:
+    write_manifest(folder, {})
+    seen = [ModelPackage.open(folder).fingerprint]
+    assert find_fingerprint(folder) == seen[0]
+    (folder / "README").touch()  # is no part of it
+    assert find_fingerprint(folder) == seen[0]
+    names = ["full_body.mp4", "rois_320.mp4", "aud_ave.npy", "crop_rectangles.json", "checkpoint/7.safetensors"]
+    for name in [*names, "package.json", "landmarks_2d.npy"]:
+        shutil.copy(folder / name, folder / "copy")
+        (folder / "copy").replace(folder / name)
+        seen.append(find_fingerprint(folder))
+    (folder / "audio_encoder.safetensors").touch()
+    seen.append(find_fingerprint(folder))
+    (folder / "crops_328.mp4").unlink()
+    seen.append(find_fingerprint(folder))
+    assert len(set(seen)) == len(seen)
+
+
+def test_a_package_must_lie_below_where_it_is_to(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models/ada").symlink_to(folder)
+    (tmp_path / "models/file").touch()
+    said = set()
+    for path in ("models/ada", "models/file", "models/gone", "models", "ada", "models/../ada"):
+        with pytest.raises(PermissionDeniedError) as caught:
+            ModelPackage.open(tmp_path / path, below=tmp_path / "models")
+        said.add(str(caught.value))
+    assert len(said) == 1
+    assert ModelPackage.open(tmp_path / "models/ada", below=tmp_path).path == folder
+
+
 def test_stop_ends_opening(folder: Path) -> None:
     stop = threading.Event()
     stop.set()
@@ -356,6 +414,17 @@ def lying_array(folder: Path) -> None:
     (folder / "aud_ave.npy").write_bytes(b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + bytes(64))
 
 
+def array_header(shape: str, n_bytes: int | None = None, version: int = 1) -> Callable[[Path], None]:
+    """Features whose header claims a shape, or a length of its own."""
+
+    def change(folder: Path) -> None:
+        text = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}".ljust(117).encode() + b"\n"
+        length = (len(text) if n_bytes is None else n_bytes).to_bytes(2 * version, "little")
+        (folder / "aud_ave.npy").write_bytes(b"\x93NUMPY" + bytes([version, 0]) + length + text + bytes(64))
+
+    return change
+
+
 def network_of(crop: int, front_end: str, name: str = "checkpoint/7.safetensors") -> Callable[[Path], None]:
     return lambda folder: write_network(folder / name, network_config(crop, front_end, 0.05))
 
@@ -404,6 +473,12 @@ def manifest(files: Any, **changes: Any) -> Callable[[Path], None]:
 
 def turned(name: str, text: str) -> Callable[[Path], None]:
     return written(name, text.encode())
+
+
+def safetensors_claim(n_bytes: int) -> bytes:
+    """A file of one tensor that is not there."""
+    header = json.dumps({"a": {"dtype": "F32", "shape": [n_bytes // 4], "data_offsets": [0, n_bytes]}}).encode()
+    return len(header).to_bytes(8, "little") + header
 
 
 BROKEN: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
@@ -470,6 +545,10 @@ BROKEN: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
         lying_array,
         ("its header claims 2048000000000000 bytes [1000000000000, 512], the file has 64",),
     ),
+    "features of a negative shape": (array_header("(-1, 512)"), ("aud_ave.npy: an array of shape [-1, 512]",)),
+    "features of a shape beyond all numbers": (array_header("(2**3,)"), ("aud_ave.npy: not a NumPy .npy file",)),
+    "features with a header of 60 kB": (array_header("(1, 1)", 60_000), ("aud_ave.npy: not a NumPy .npy file",)),
+    "features with a header of 4 GB": (array_header("(1, 1)", 2**32 - 1, 2), ("aud_ave.npy: not a NumPy .npy file",)),
     "features are no array": (written("aud_ave.npy", b"hello"), ("aud_ave.npy: not a NumPy .npy file",)),
     "features with half a header": (
         written("aud_ave.npy", b"\x93NUMPY\x01\x00\x10\x00{'descr': ('<f4\n\n"),
@@ -533,6 +612,18 @@ BROKEN: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
     "safetensors cut short": (
         truncated("checkpoint/7.safetensors", 0.5),
         ("checkpoint/7.safetensors: not a safetensors file, or cut short",),
+    ),
+    "safetensors with a giant header": (
+        written("checkpoint/7.safetensors", (2**62).to_bytes(8, "little") + b"{}"),
+        ("checkpoint/7.safetensors: not a safetensors file",),
+    ),
+    "safetensors that claim more than is there": (
+        written("checkpoint/7.safetensors", safetensors_claim(10**12)),
+        ("checkpoint/7.safetensors: not a safetensors file",),
+    ),
+    "a network of another hash": (
+        manifest({}, contents={"checkpoint/7.safetensors": {"sha256": "00ff"}}),
+        ("checkpoint/7.safetensors: its SHA-256 is ", 'expected "00ff", as package.json has it; copy the package'),
     ),
     "weights are NaN": (
         weights(lambda state: state["outc.conv.bias"].fill_(torch.nan)),
@@ -740,8 +831,19 @@ def save_old_pickle(value: Any, path: Path) -> None:
     path.write_bytes(pickle.dumps(value, protocol=2))
 
 
+def save_nested(value: Any, path: Path) -> None:
+    """An archive of torch's kind, with the pickle where torch looks, and one more beside it."""
+    torch.save({"a": torch.zeros(1)}, path)
+    with zipfile.ZipFile(path) as archive:
+        entries = {entry.filename: archive.read(entry) for entry in archive.infolist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in entries.items():
+            archive.writestr(name, pickle.dumps(value, protocol=2) if name.endswith("data.pkl") else content)
+        archive.writestr(f"{path.stem}/inner/data.pkl", pickle.dumps(value, protocol=2))
+
+
 @pytest.mark.parametrize("payload", [Payload, SystemPayload])
-@pytest.mark.parametrize("save", [save_zip, save_legacy, save_pickle, save_old_pickle])
+@pytest.mark.parametrize("save", [save_zip, save_legacy, save_pickle, save_old_pickle, save_nested])
 @pytest.mark.parametrize("role", ["network", "network under a manifest"])
 def test_code_in_weights_is_not_run(
     folder: Path, tmp_path: Path, save: Callable[[Any, Path], None], payload: type[Payload], role: str
@@ -774,6 +876,17 @@ def test_a_pickle_named_npy(folder: Path, tmp_path: Path) -> None:
     (folder / "aud_ave.npy").write_bytes(pickle.dumps(Payload(canary)))
     (problem,) = lines(folder)
     assert "not a NumPy .npy file" in problem
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize("save", [save_zip, save_legacy, save_pickle])
+def test_code_under_the_name_of_safetensors_is_not_run(
+    folder: Path, tmp_path: Path, save: Callable[[Any, Path], None]
+) -> None:
+    canary = tmp_path / "canary"
+    save({"state_dict": Payload(canary)}, folder / "checkpoint/7.safetensors")
+    (problem,) = lines(folder)
+    assert "checkpoint/7.safetensors: not a safetensors file" in problem
     assert not canary.exists()
 
 

@@ -1,19 +1,22 @@
-"""Batches, bounds, turns, deadlines and cancellation, with work that is plain numbers."""
+"""Batches, bounds, turns, reservations, deadlines and cancellation, with work that is plain numbers."""
 
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import math
 import threading
 import time
+import weakref
 from collections.abc import AsyncIterator
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lipsync.engine.scheduler import Lane, Scheduler
+from lipsync.engine.pacing import START_CREDIT
+from lipsync.engine.scheduler import RESERVED_IN_A_ROW, RESERVED_ROOM, Lane, Scheduler
 from lipsync.errors import DeadlineError, DeviceError, EngineClosedError, InternalError, OverloadedError
 
 TIMEOUT_S = 20
@@ -213,6 +216,223 @@ async def test_what_is_late_at_once_never_starts_on_an_idle_device(scheduler: Sc
     with pytest.raises(DeadlineError, match="before the frame's turn came"):
         await late
     assert work.batches == []
+
+
+async def test_who_waits_is_told_of_the_deadline_when_it_passes(scheduler: Scheduler) -> None:
+    work = Numbers()
+    lane = Lane(work)
+    work.gate.clear()
+    running = scheduler.submit(lane, [0])
+    assert await asyncio.to_thread(work.running.wait, TIMEOUT_S)
+    late = scheduler.submit(lane, [1, 2], deadline_s=time.monotonic() + 0.01)
+    results = await asyncio.wait_for(asyncio.gather(*late, return_exceptions=True), TIMEOUT_S)
+    assert [type(result) for result in results] == [DeadlineError, DeadlineError]
+    assert scheduler.n_waiting == 0 and not work.batches  # the device is still at the first
+    work.gate.set()
+    await asyncio.gather(*running)
+
+
+async def test_what_has_started_by_the_deadline_is_finished_and_no_timer_stays(scheduler: Scheduler) -> None:
+    work = Numbers()
+    lane = Lane(work)
+    work.gate.clear()
+    started = scheduler.submit(lane, [1], deadline_s=time.monotonic() + 0.01)
+    assert await asyncio.to_thread(work.running.wait, TIMEOUT_S)
+    await asyncio.sleep(0.05)
+    work.gate.set()
+    assert await asyncio.gather(*started) == [3]
+    (future,) = scheduler.submit(lane, [2], deadline_s=time.monotonic() + 1000)
+    assert await future == 5
+    assert await asyncio.gather(*scheduler.submit(lane, [3])) == [7]
+    await settle()
+    made = weakref.ref(future)
+    del future
+    gc.collect()
+    assert made() is None
+
+
+async def stuck(scheduler: Scheduler, lane: Lane[int, int, int], work: Numbers) -> list[asyncio.Future[int]]:
+    """Have the device at an item of nobody's until the gate opens, and items of the lane known to be quick."""
+    lane.item_s = lane.finish_s = 0.001
+    work.running.clear()
+    work.gate.clear()
+    running = scheduler.submit(lane, [0])
+    assert await asyncio.to_thread(work.running.wait, TIMEOUT_S)
+    work.batches.clear()
+    work.finished.clear()
+    return running
+
+
+@pytest.fixture
+async def single_scheduler() -> AsyncIterator[Scheduler]:
+    made = Scheduler(max_batch_size=1, max_queue_size=200)
+    yield made
+    await asyncio.wait_for(made.close(), TIMEOUT_S)
+
+
+async def test_a_reserved_item_is_next_although_fifty_callers_wait(single_scheduler: Scheduler) -> None:
+    work, other = Numbers(), Numbers()
+    lane, other_lane = Lane(work), Lane(other)
+    futures = await stuck(single_scheduler, lane, work)
+    for caller in range(50):
+        futures += single_scheduler.submit(lane, [100 + caller] * 2, caller=caller)
+        futures += single_scheduler.submit(other_lane, [100 + caller], caller=caller)
+    futures += single_scheduler.submit(lane, [7], caller="strict", realtime=True)
+    futures += single_scheduler.submit(lane, [8], caller="strict", realtime=True)
+    work.gate.set()
+    await asyncio.gather(*futures)
+    assert work.batches[:4] == [[0], [7], [8], [100]]
+    assert len(work.batches) == 103 and len(other.batches) == 50
+
+
+async def test_reserved_items_fill_a_batch_first_and_its_lane_goes_first(scheduler: Scheduler) -> None:
+    work, other = Numbers(), Numbers()
+    lane, other_lane = Lane(work), Lane(other)
+    order: list[list[int]] = []
+    for each in (work, other):
+        each.batches = order
+    futures = await stuck(scheduler, lane, work)
+    futures += scheduler.submit(other_lane, [50], caller="other")
+    futures += scheduler.submit(lane, [1, 2, 3, 4], caller="greedy")
+    futures += scheduler.submit(lane, [10], caller="strict", realtime=True)
+    futures += scheduler.submit(lane, [20], caller="live", realtime=True)
+    work.gate.set()
+    await asyncio.gather(*futures)
+    assert order == [[0], [10, 20, 1, 2], [50], [3, 4]]
+
+
+async def test_others_are_not_starved_even_if_reserved_items_never_end(single_scheduler: Scheduler) -> None:
+    work, other = Numbers(), Numbers()
+    lane, other_lane = Lane(work), Lane(other)
+    order: list[list[int]] = []
+    for each in (work, other):
+        each.batches = order
+    futures = await stuck(single_scheduler, lane, work)
+    for i in range(4):
+        futures += single_scheduler.submit(other_lane, [90 + i], caller="other")
+    for i in range(20):
+        futures += single_scheduler.submit(lane, [10 + i], caller=i // 5, realtime=True)
+    work.gate.set()
+    await asyncio.gather(*futures)
+    places = [i for i, (item,) in enumerate(order[1:]) if item >= 90]
+    assert places == [RESERVED_IN_A_ROW, 2 * RESERVED_IN_A_ROW + 1, 22, 23]
+
+
+async def test_a_full_queue_has_room_for_reserved_items_and_bounds_them_too(scheduler: Scheduler) -> None:
+    work = Numbers()
+    lane = Lane(work)
+    futures = await stuck(scheduler, lane, work)
+    futures += scheduler.submit(lane, list(range(1, 11)), caller="greedy")
+    futures += scheduler.submit(lane, [20], caller="strict", realtime=True)
+    with pytest.raises(OverloadedError, match="11 frames are waiting already"):
+        scheduler.submit(lane, [30])
+    with pytest.raises(OverloadedError, match=f"{10 + RESERVED_ROOM} frames are waiting already"):
+        for _ in range(RESERVED_ROOM):
+            scheduler._reservations._holders["strict"].credit = 10  # as if it had kept to the pace for long
+            futures += scheduler.submit(lane, [40], caller="strict", realtime=True)
+    assert lane.n_reserved == RESERVED_ROOM and scheduler.n_waiting == 10 + RESERVED_ROOM
+    work.gate.set()
+    await asyncio.gather(*futures)
+
+
+async def test_who_loses_its_reservation_waits_with_the_others_and_in_order(single_scheduler: Scheduler) -> None:
+    work = Numbers()
+    lane = Lane(work)
+    futures = await stuck(single_scheduler, lane, work)
+    futures += single_scheduler.submit(lane, [1], caller="first")
+    for item in range(10, 10 + START_CREDIT + 2):
+        futures += single_scheduler.submit(lane, [item], caller="greedy", realtime=True)
+    futures += single_scheduler.submit(lane, [2], caller="second")
+    assert lane.n_reserved == 0
+    work.gate.set()
+    await asyncio.gather(*futures)
+    assert [item for (item,) in work.batches][:5] == [0, 1, 10, 2, 11]
+
+
+async def test_without_a_caller_of_its_own_nothing_is_reserved(single_scheduler: Scheduler) -> None:
+    work = Numbers()
+    lane = Lane(work)
+    futures = await stuck(single_scheduler, lane, work)
+    futures += single_scheduler.submit(lane, [1], realtime=True)
+    assert lane.n_reserved == 0
+    work.gate.set()
+    await asyncio.gather(*futures)
+
+
+async def test_what_its_items_take_is_measured_before_anything_is_reserved(scheduler: Scheduler) -> None:
+    lane = Lane(Numbers())
+    await asyncio.gather(*scheduler.submit(lane, [1], caller="first", realtime=True))
+    assert not scheduler._reservations
+    assert lane.item_s is not None and lane.finish_s is not None
+    lane.item_s = 0.0  # however slow this machine is
+    (future,) = scheduler.submit(lane, [1], caller="first", realtime=True)
+    assert len(scheduler._reservations) == lane.n_reserved == 1
+    await future
+
+
+async def test_a_cancelled_reserved_item_leaves_the_queue(scheduler: Scheduler) -> None:
+    work = Numbers()
+    lane = Lane(work)
+    futures = await stuck(scheduler, lane, work)
+    (gone,) = scheduler.submit(lane, [5], caller="strict", realtime=True)
+    assert lane.n_reserved == 1
+    gone.cancel()
+    await settle()
+    assert lane.n_reserved == lane.n_waiting == 0
+    work.gate.set()
+    await asyncio.gather(*futures)
+
+
+async def test_a_refusal_says_when_half_of_what_waits_has_gone(scheduler: Scheduler) -> None:
+    work = Numbers()
+    lane = Lane(work)
+    futures = await stuck(scheduler, lane, work)
+    lane.item_s, lane.finish_s = 0.5, 0.1
+    futures += scheduler.submit(lane, list(range(10)))
+    with pytest.raises(OverloadedError) as refused:
+        scheduler.submit(lane, [30])
+    assert refused.value.retry_after_ms == 2500
+    lane.item_s = 1000.0
+    with pytest.raises(OverloadedError) as refused:
+        scheduler.submit(lane, [30])
+    assert refused.value.retry_after_ms == 30_000
+    work.gate.set()
+    await asyncio.gather(*futures)
+
+
+async def test_only_reserved_items_are_taken_where_nothing_else_is_admitted() -> None:
+    def admit() -> None:
+        if full:
+            raise OverloadedError("no memory")
+
+    full = False
+    scheduler = Scheduler(max_batch_size=1, max_queue_size=10, admit=admit)
+    lane = Lane(Numbers())
+    lane.item_s = lane.finish_s = 0.001
+    full = True
+    assert await asyncio.gather(*scheduler.submit(lane, [1], caller="strict", realtime=True)) == [3]
+    with pytest.raises(OverloadedError, match="no memory"):
+        scheduler.submit(lane, [2])
+    await scheduler.close()
+
+
+async def test_small_batches_do_not_queue_up_behind_the_threads_that_finish() -> None:
+    scheduler = Scheduler(max_batch_size=8, max_queue_size=100, finish_threads=1)
+    work, finishing, gate = Numbers(largest_useful_batch=1), threading.Semaphore(0), threading.Event()
+
+    def finish(item: int, made: int) -> int:
+        finishing.release()
+        assert gate.wait(TIMEOUT_S)
+        return made + 1
+
+    work.finish = finish  # type: ignore[method-assign]
+    futures = scheduler.submit(Lane(work), list(range(10)))
+    assert await asyncio.to_thread(finishing.acquire, timeout=TIMEOUT_S)
+    await asyncio.sleep(0.05)
+    assert len(work.batches) <= 2  # one in the thread's hands, one behind it
+    gate.set()
+    await asyncio.gather(*futures)
+    await scheduler.close()
 
 
 WAITS_FOREVER_MS = 1e9

@@ -261,3 +261,11 @@ async def test_a_second_signal_stops_at_once() -> None:
             assert await child.wait() == 0
             with pytest.raises(ConnectionLostError):
                 await call
+
+
+async def test_only_frames_of_streams_are_wanted_in_real_time(server: Server, backend: FakeBackend) -> None:
+    async with client_of(server) as client:
+        await client.frame("anna", 1)
+        assert [frame.frame_id async for frame in client.stream("anna", [2, 3])] == [2, 3]
+    assert backend.realtime == [False, True, True]
+    assert backend.callers[1] is backend.callers[2]

@@ -1,0 +1,170 @@
+"""Who goes first, in plain numbers: reservations for callers that keep to a video's pace, and the pace of refusals.
+
+A caller whose frames are wanted in real time holds a reservation from its first frame on, if the device has time left
+for 25 more frames a second: first come, first served. One caller may always hold one, however slow the device is: a
+stream that stutters is better than none. A reservation lasts while its caller asks for no more than that, and lapses
+when it asks for nothing, so that nobody has to give it back. Whoever asks for more is in a hurry of its own making: it
+loses the reservation, and is not given another before it has kept to the pace for a while.
+
+A stream in a hurry is told from one in real time at once: it begins with more frames than START_CREDIT, or it has as
+many waiting as it may. A holder that has kept to the pace is trusted with more, so that one whose network stood still
+for a second may catch up.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Hashable
+from dataclasses import dataclass
+
+FRAMES_PER_S = 25
+"""Of every package's video: what a reservation is for."""
+PACE_FPS = 27.5
+"""At which credit grows: clocks differ."""
+START_CREDIT = 6
+"""Frames that a caller without a reservation may ask for at once: those of 0.2 s of audio, and one more."""
+MAX_CREDIT = 30
+"""Frames that a holder may be behind its pace, and catch up with: those of a second, and a few."""
+CAPACITY = 0.8
+"""Of the device's time that is reserved at most, but for a single caller's. The rest is for everybody else, and for
+what was guessed wrong."""
+FULL = 1.0
+"""Reserved time from which on the latest reservation is taken back: frames have become slower than they were."""
+LAPSE_S = 2.0
+"""A reservation lapses after as long without a frame."""
+BARRED_S = 10.0
+"""For which a caller that asked for more than its pace is given no reservation."""
+MAX_CALLERS = 1024
+"""Callers without a reservation that are remembered; those that asked longest ago are forgotten."""
+
+WEIGHT = 0.1
+"""Of the latest value in a moving mean: about 20 values matter."""
+
+REFUSALS_PER_S = 100
+"""Refusals that go out in a second: each costs an event loop about a millisecond, whose cores make frames too."""
+REFUSALS_AT_ONCE = 50
+"""Refusals that go out without a wait after a quiet time: whoever heeds what they say never waits for one."""
+MAX_HOLD_S = 1.0
+"""Longest that a refusal is held back."""
+
+
+def moving_mean(mean: float | None, value: float) -> float:
+    """The mean of late: `mean` of those before, None if this is the first."""
+    return value if mean is None else mean + WEIGHT * (value - mean)
+
+
+@dataclass(slots=True)
+class _Caller:
+    """What is known of one caller.
+
+    Attributes:
+        credit: frames that it may ask for now.
+        last_s: when it asked last.
+        barred_until_s: before which it is given no reservation.
+        load: of the device's time that is reserved for it.
+        n_before: reservations that were given before its own.
+    """
+
+    credit: float
+    last_s: float
+    barred_until_s: float = -math.inf
+    load: float = 0.0
+    n_before: int = 0
+
+
+class Reservations:
+    """The callers that go first, on one device. Times are seconds of any one clock that never goes back."""
+
+    def __init__(self) -> None:
+        # Both in the order in which they asked last.
+        self._holders: OrderedDict[Hashable, _Caller] = OrderedDict()
+        self._others: OrderedDict[Hashable, _Caller] = OrderedDict()
+        self._load = 0.0
+        self._n_given = 0
+
+    def __len__(self) -> int:
+        """Reservations that are held."""
+        return len(self._holders)
+
+    @property
+    def load(self) -> float:
+        """Of the device's time that is reserved: 0 to about 1."""
+        return self._load
+
+    def asks(
+        self, caller: Hashable, *, now_s: float, frame_s: float | None, n_frames: int = 1, n_waiting: int = 0
+    ) -> bool:
+        """A caller asks for frames in real time: whether they go first, and all that it has waiting.
+
+        Args:
+            caller: who asks.
+            now_s: when.
+            frame_s: of the device's time that a frame takes; None if nobody knows yet: then nothing is reserved.
+            n_frames: how many.
+            n_waiting: frames of this caller that wait already.
+        """
+        self._lapse(now_s)
+        held = self._holders.get(caller)
+        known = held or self._others.pop(caller, None) or _Caller(START_CREDIT, now_s)
+        most = START_CREDIT if held is None else MAX_CREDIT
+        known.credit = min(most, known.credit + (now_s - known.last_s) * PACE_FPS)
+        known.last_s = now_s
+        if known.credit < n_frames:
+            known.barred_until_s = now_s + BARRED_S
+        else:
+            known.credit -= n_frames
+        load = 0.0 if frame_s is None else FRAMES_PER_S * frame_s
+        if held is not None:
+            self._load += load - held.load
+            held.load = load
+            self._holders.move_to_end(caller)
+            if held.barred_until_s <= now_s and not (self._load > FULL and self._may_be_taken_back(held)):
+                return True
+            self._give_back(caller)
+        elif (
+            frame_s is not None
+            and known.barred_until_s <= now_s
+            and n_waiting + n_frames <= START_CREDIT
+            and (not self._holders or self._load + load <= CAPACITY)
+        ):
+            known.load, known.n_before = load, self._n_given
+            self._load += load
+            self._n_given += 1
+            self._holders[caller] = known
+            return True
+        self._others[caller] = known
+        if len(self._others) > MAX_CALLERS:
+            self._others.popitem(last=False)
+        return False
+
+    def _may_be_taken_back(self, held: _Caller) -> bool:
+        """Whether it is the latest, and not the only one: that one has nobody to make room for."""
+        return len(self) > 1 and all(other.n_before <= held.n_before for other in self._holders.values())
+
+    def _give_back(self, caller: Hashable) -> None:
+        self._load -= self._holders.pop(caller).load
+        if not self._holders:
+            self._load = 0.0  # without what rounding has left
+
+    def _lapse(self, now_s: float) -> None:
+        for callers, after_s in ((self._holders, LAPSE_S), (self._others, BARRED_S)):
+            while callers and now_s - callers[next(iter(callers))].last_s >= after_s:
+                caller = next(iter(callers))
+                if callers is self._holders:
+                    self._give_back(caller)
+                else:
+                    del callers[caller]
+
+
+class Refusals:
+    """How long to hold back each refusal, so that those who never pause do not take the time of those who wait."""
+
+    def __init__(self) -> None:
+        self._next_s = -math.inf
+
+    def hold_s(self, now_s: float) -> float:
+        """For one more refusal: 0 to MAX_HOLD_S."""
+        earliest_s = now_s - REFUSALS_AT_ONCE / REFUSALS_PER_S
+        self._next_s = min(max(self._next_s, earliest_s) + 1 / REFUSALS_PER_S, now_s + MAX_HOLD_S)
+        return max(0.0, self._next_s - now_s)

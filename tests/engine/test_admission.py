@@ -1,0 +1,78 @@
+"""Whether work is refused when memory runs short, and how often anybody looks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lipsync.config import MIB, EngineConfig
+from lipsync.engine.admission import LOOK_S, RETRY_MS, MemoryFloor
+from lipsync.engine.engine import Engine
+from lipsync.errors import OverloadedError
+from lipsync.types import SpeechOptions
+from tests.packages import make_package
+
+
+class Memory:
+    """What is left, and how often that was asked for, on a clock of its own."""
+
+    def __init__(self, free_bytes: int | None) -> None:
+        self.free_bytes = free_bytes
+        self.n_looks = 0
+        self.now_s = 100.0
+
+    def available(self) -> int | None:
+        self.n_looks += 1
+        return self.free_bytes
+
+    def floor(self, min_free_mb: int) -> MemoryFloor:
+        return MemoryFloor(min_free_mb, available=self.available, clock=lambda: self.now_s)
+
+
+def test_work_is_refused_below_the_floor_and_taken_again_above_it() -> None:
+    memory = Memory(64 * MIB)
+    floor = memory.floor(64)
+    floor.check()
+    memory.free_bytes = 64 * MIB - 1
+    memory.now_s += LOOK_S
+    with pytest.raises(OverloadedError, match="63 MiB of memory are left, and 64 should stay free") as refused:
+        floor.check()
+    assert refused.value.retry_after_ms == RETRY_MS
+    memory.free_bytes = 64 * MIB
+    memory.now_s += LOOK_S
+    floor.check()
+
+
+def test_nobody_looks_more_often_than_needed() -> None:
+    memory = Memory(1000 * MIB)
+    floor = memory.floor(64)
+    for _ in range(100):
+        floor.check()
+        memory.now_s += LOOK_S / 60
+    assert memory.n_looks == 2
+
+
+def test_without_a_floor_or_where_nobody_knows_nothing_is_refused() -> None:
+    memory = Memory(0)
+    memory.floor(0).check()
+    assert memory.n_looks == 0
+    Memory(None).floor(64).check()
+
+
+async def test_an_engine_without_memory_refuses_frames_and_sessions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = Memory(1000 * MIB)
+    monkeypatch.setattr("lipsync.engine.engine.MemoryFloor", lambda min_free_mb: memory.floor(min_free_mb))
+    package = make_package(tmp_path / "anna", frames=2, audio_encoder=True)
+    async with Engine(EngineConfig(device="cpu", min_free_mb=100)) as engine:
+        await engine.load(package)
+        kept = await engine.frame("anna", 0)
+        memory.free_bytes = 99 * MIB
+        memory.now_s += LOOK_S
+        with pytest.raises(OverloadedError, match="min_free_mb"):
+            await engine.frame("anna", 1)
+        with pytest.raises(OverloadedError, match="min_free_mb"):
+            await engine.speech("anna", SpeechOptions())
+        assert (await engine.frame("anna", 0)).jpeg == kept.jpeg  # takes none
