@@ -58,11 +58,11 @@ class Timer:
         return (time.perf_counter() - self._start) * 1000
 
 
-async def check_server(address: str, *, model: str | None, save: Path | None, timeout_s: float) -> bool:
-    """Call everything, print a table. Returns False if anything failed."""
-    table = make_table(f"lipsync check {address}", "call", "result", "took", "what came back", right=("took",))
+async def check_server(client: Client, *, model: str | None, save: Path | None) -> bool:
+    """Call everything, print a table, and close the client. Returns False if anything failed."""
+    table = make_table(f"lipsync check {client.address}", "call", "result", "took", "what came back", right=("took",))
     report = Report(table)
-    async with Client(address, timeout_s=timeout_s) as client:
+    async with client:
         model = await _check_server_itself(client, report, model)
         if model is not None:
             await _check_model(client, report, model, save)

@@ -11,7 +11,8 @@ from typing import Any
 import click
 
 from lipsync import __version__
-from lipsync.cli.settings import load_settings, setting_options
+from lipsync.cli.connecting import Connection, connection_options
+from lipsync.cli.settings import load_settings, setting_options, setting_origins
 from lipsync.cli.stopping import Terminated, Termination
 
 DEFAULT_ADDRESS = "localhost:50051"
@@ -50,9 +51,12 @@ def cli(context: click.Context) -> None:
     envvar="LIPSYNC_CONFIG",
     help="A TOML file of settings, named as the options are: port = 50051",
 )
+@click.option(
+    "--check-config", is_flag=True, help="Show every setting, look at the files that they name, and serve nothing."
+)
 @setting_options
 @pass_termination
-def serve(termination: Termination, /, config_file: Path | None, **options: Any) -> None:
+def serve(termination: Termination, /, config_file: Path | None, check_config: bool, **options: Any) -> None:
     """Serve models over gRPC until SIGTERM or Ctrl-C.
 
     With --models, every package in that folder is loaded, or those that --load names. Without either, the demo model
@@ -61,14 +65,24 @@ def serve(termination: Termination, /, config_file: Path | None, **options: Any)
     Every option is also a variable (LIPSYNC_PORT=50052) and a line of the settings file (port = 50052). Options win
     over variables, variables over the file. Of --load, which may be given more than once, the variable separates names
     by commas (LIPSYNC_LOAD=anna,ben), and the file has a list (load = ["anna", "ben"]).
+
+    SIGHUP has certificates and tokens read again at once; within seconds that happens by itself. Exit code 1 of
+    --check-config: something is wrong.
     """
     engine_config, server_config = load_settings(config_file, options)
+    if check_config:
+        from lipsync.cli.check_config import check_config as run_check_config
+
+        sys.exit(0 if run_check_config(engine_config, server_config, setting_origins(config_file, options)) else 1)
     with contextlib.suppress(Terminated):  # how a server is meant to end, however early: no error
         from lipsync.cli.serve import find_packages, run_server
         from lipsync.engine.runtime import resolve_device
+        from lipsync.transport.security import Security
 
         termination.check()
-        resolve_device(engine_config.device)  # said before the demo package is built, if that is to come
+        # said before packages are loaded, and that of the demo is built
+        Security.of(server_config)
+        resolve_device(engine_config.device)
         server_config, packages = find_packages(server_config, termination)
         asyncio.run(run_server(engine_config, server_config, packages, termination))
     print("stopped")
@@ -85,14 +99,41 @@ def serve(termination: Termination, /, config_file: Path | None, **options: Any)
     help="Where the first frame goes.",
 )
 @click.option("--timeout", "timeout_s", type=float, default=30.0, show_default=True, help="Seconds for each call.")
-def check(address: str, model: str | None, save: Path, timeout_s: float) -> None:
+@connection_options
+def check(address: str, model: str | None, save: Path, timeout_s: float, connection: Connection) -> None:
     """Try a running server: every call once, as a table.
 
     Exit code 1 if anything failed.
     """
     from lipsync.cli.check import check_server
 
-    sys.exit(0 if asyncio.run(check_server(address, model=model, save=save, timeout_s=timeout_s)) else 1)
+    client = connection.client(address, timeout_s=timeout_s)
+    sys.exit(0 if asyncio.run(check_server(client, model=model, save=save)) else 1)
+
+
+@cli.group()
+def token() -> None:
+    """Tokens that a server asks its callers for."""
+
+
+@token.command("new")
+@click.option("--name", required=True, help="Who shows it, for the server's log: A-Z a-z 0-9 . _ -")
+@click.option(
+    "--role",
+    "roles",
+    required=True,
+    multiple=True,
+    help="infer: frames, streams and what there is; admin: everything, loading included; metrics. May be repeated.",
+)
+def new_token(name: str, roles: tuple[str, ...]) -> None:
+    """Make a token: itself, and its line for the file that `lipsync serve --tokens` reads.
+
+    \b
+    Add one:            lipsync token new --name anna --role infer >> tokens    (then chmod 600 tokens)
+    """
+    from lipsync.cli.token import make_token
+
+    make_token(name, roles)
 
 
 @cli.group()
@@ -329,6 +370,7 @@ def score(
 @click.option("--runtime", help="How it runs, as with lipsync serve.  [default: auto]")
 @click.option("--blend", help="How faces meet the frame: hard, feather or matched, as with lipsync serve.")
 @click.option("--audio-encoder", metavar="FILE", help="For a package that has none of its own.")
+@connection_options
 @pass_termination
 def render(
     termination: Termination,
@@ -343,6 +385,7 @@ def render(
     never_rest: bool,
     quiet_dbfs: float,
     look_ahead_ms: float | None,
+    connection: Connection,
     **engine: str | None,
 ) -> None:
     """Make a video of a person who says a recording: PACKAGE and AUDIO in, MP4 out.
@@ -356,6 +399,7 @@ def render(
         raise click.UsageError(f"with --address, {given[0]} is the server's own matter: give it to lipsync serve")
     if never_rest and rest_after_s is not None:
         raise click.UsageError("--rest-after and --never-rest contradict each other")
+    client = None if address is None else connection.client(address)
     from lipsync.cli.render import JPEG_QUALITY, run_render, speech_options
     from lipsync.types import SpeechOptions
 
@@ -369,9 +413,7 @@ def render(
     # one quality, so that whole frames are prepared once; and no frame is asked for twice
     config, _ = load_settings(None, {**engine, "jpeg_quality": JPEG_QUALITY, "result_cache_mb": 0})
     asyncio.run(
-        run_render(
-            model, audio, target, address=address, speech=speech, engine=config, crf=crf, termination=termination
-        )
+        run_render(model, audio, target, client=client, speech=speech, engine=config, crf=crf, termination=termination)
     )
 
 

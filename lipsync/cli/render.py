@@ -53,7 +53,7 @@ async def run_render(
     audio: Path,
     target: Path,
     *,
-    address: str | None,
+    client: Client | None,
     speech: SpeechOptions,
     engine: EngineConfig,
     crf: int,
@@ -62,7 +62,7 @@ async def run_render(
     """Write a video, with progress, and say what was written.
 
     Args:
-        model: a package's folder; with `address`, the name of a model that the server there has loaded.
+        model: a package's folder; with `client`, the name of a model that its server has loaded.
         audio: any file that FFmpeg reads as audio.
         target: the video; whatever is there stays until the new one is whole.
         speech: which frames and when the mouth rests. Sample rate and encoding are this function's own.
@@ -75,10 +75,10 @@ async def run_render(
         samples = await asyncio.to_thread(read_audio, audio)
         n_frames = -(-len(samples) // SAMPLES_PER_FRAME)
         pcm = samples.astype("<i2").tobytes()
-        if address is None:
+        if client is None:
             opened = package_events(Path(model), pcm, speech, engine)
         else:
-            opened = server_events(address, model, pcm, speech)
+            opened = server_events(client, model, pcm, speech)
         async with opened as events:
             with frames_bar("rendering", n_frames) as on_frame:
                 rendered = await render_video(events, audio, target, crf=crf, on_frame=on_frame)
@@ -146,9 +146,9 @@ async def _said(session: SpeechSession, pcm: bytes) -> Events:
 
 
 @contextlib.asynccontextmanager
-async def server_events(address: str, model: str, pcm: bytes, options: SpeechOptions) -> AsyncIterator[Events]:
-    """Have a server's model say a recording: `pcm` as `options` say."""
-    async with Client(address) as client:
+async def server_events(client: Client, model: str, pcm: bytes, options: SpeechOptions) -> AsyncIterator[Events]:
+    """Have a server's model say a recording, `pcm` as `options` say, and close the client."""
+    async with client:
         spoken = cast(Events, client.speak([pcm], model=model, options=options))
         async with contextlib.aclosing(spoken) as events:
             yield events

@@ -18,8 +18,12 @@ from lipsync.config import EngineConfig, ServerConfig
 from lipsync.errors import ConfigError
 
 ENVIRONMENT_PREFIX = "LIPSYNC_"
-OTHER_VARIABLES = {"LIPSYNC_ADDRESS", "LIPSYNC_CONFIG"}
-"""Variables that are no settings of the server: the address for clients, the file of settings."""
+OTHER_VARIABLES = {
+    *("LIPSYNC_ADDRESS", "LIPSYNC_CONFIG", "LIPSYNC_CLIENT_TOKEN_FILE", "LIPSYNC_CLIENT_INSECURE"),
+    *("LIPSYNC_CLIENT_TLS", "LIPSYNC_CLIENT_TLS_CA", "LIPSYNC_CLIENT_TLS_CERT", "LIPSYNC_CLIENT_TLS_KEY"),
+    "LIPSYNC_CLIENT_TLS_SERVER_NAME",
+}
+"""Variables that are no settings of the server: how clients reach it, the file of settings."""
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -83,6 +87,13 @@ def _split(value: Any) -> Any:
     return [name for part in value.split(",") if (name := part.strip())] if isinstance(value, str) else value
 
 
+def _no_bool(value: Any) -> Any:
+    """pydantic takes true for the number 1."""
+    if isinstance(value, bool):
+        raise ValueError("a number is wanted")
+    return value
+
+
 def _nearest(name: str, known: Mapping[str, object] | set[str]) -> str:
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.75)
     return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(sorted(known))}"
@@ -99,6 +110,15 @@ def _read_file(path: Path) -> dict[str, Any]:
         if name not in SETTINGS:
             raise ConfigError(f"settings file {path}: unknown setting {name!r}; {_nearest(name, SETTINGS)}")
     return values
+
+
+def _checked_type(setting: SettingInfo) -> Any:
+    if setting.is_list:
+        # left to `_split`: by itself pydantic would read a variable as JSON
+        return Annotated[setting.type, NoDecode, BeforeValidator(_split)]
+    if setting.type in (int, float):
+        return Annotated[setting.type, BeforeValidator(_no_bool)]
+    return setting.type
 
 
 def _check_variables() -> None:
@@ -119,18 +139,14 @@ def load_settings(file: Path | None, options: Mapping[str, Any]) -> tuple[Engine
     _check_variables()
     from_file = _read_file(file) if file else {}
     definitions: dict[str, Any] = {
-        name: (
-            # left to `_split`: by itself pydantic would read a variable as JSON
-            Annotated[setting.type, NoDecode, BeforeValidator(_split)] if setting.is_list else setting.type,
-            Field(default=from_file.get(name, setting.default)),
-        )
+        name: (_checked_type(setting), Field(default=from_file.get(name, setting.default)))
         for name, setting in SETTINGS.items()
     }
     config = SettingsConfigDict(env_prefix=ENVIRONMENT_PREFIX, env_ignore_empty=True, validate_default=True)
     base = type("Base", (BaseSettings,), {"model_config": config})
     model: type[BaseSettings] = create_model("Settings", __base__=base, **definitions)
     try:
-        values = model(**{name: value for name, value in options.items() if value not in (None, ())}).model_dump()
+        values = model(**_given(options)).model_dump()
     except ValidationError as error:
         wrong = error.errors()[0]
         name = str(wrong["loc"][0]).lower()
@@ -140,3 +156,25 @@ def load_settings(file: Path | None, options: Mapping[str, Any]) -> tuple[Engine
         return kind(**{setting.name: values[setting.name] for setting in _settings_of(kind)})
 
     return build(EngineConfig), build(ServerConfig)
+
+
+def setting_origins(file: Path | None, options: Mapping[str, Any]) -> dict[str, str]:
+    """Where the value of each setting comes from, by its name: "--port", "LIPSYNC_PORT", a file's name, or "default".
+
+    Arguments and errors as of `load_settings`.
+    """
+    from_file, given = _read_file(file) if file else {}, _given(options)
+    variables = {name.upper() for name, value in os.environ.items() if value}
+
+    def origin(setting: SettingInfo) -> str:
+        if setting.name in given:
+            return setting.option
+        if setting.variable in variables:
+            return setting.variable
+        return str(file) if setting.name in from_file else "default"
+
+    return {name: origin(setting) for name, setting in SETTINGS.items()}
+
+
+def _given(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value not in (None, ())}

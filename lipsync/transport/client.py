@@ -297,7 +297,7 @@ class Client:
                     except CALL_ERRORS as error:
                         delay_s = attempts.delay_after(error) if asked.can_be_sent_again else None
                         if delay_s is None:
-                            raise self._translated(error, timeout_s) from error
+                            raise self._translated(attempts.telling(error), timeout_s) from error
                     else:
                         attempts.answered()
                         asked.settle()
@@ -333,7 +333,7 @@ class Client:
             model_name,
             options or SpeechOptions(),
             call_errors=CALL_ERRORS,
-            translated=lambda error: self._translated(error, timeout_s),
+            translated=lambda error: self._translated(attempts.telling(error), timeout_s),
             answered=attempts.answered,
             delay_after=attempts.delay_after,
         )
@@ -548,7 +548,7 @@ class Client:
             except CALL_ERRORS as error:
                 delay_s = attempts.delay_after(error)
                 if delay_s is None:
-                    raise self._translated(error, limit_s) from error
+                    raise self._translated(attempts.telling(error), limit_s) from error
             await asyncio.sleep(delay_s)
 
     def _attempts(self, timeout_s: float | None, *, repeatable: bool = True) -> Attempts:

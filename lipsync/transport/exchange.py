@@ -7,9 +7,9 @@ call hangs. And grpclib ends a call by cancelling the task that waits for it, wh
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import grpclib.client
 import h2.exceptions
@@ -17,6 +17,7 @@ from grpclib.exceptions import StreamTerminatedError
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
+Item = TypeVar("Item")
 
 REQUESTS_AHEAD = 32
 """Requests that are sent before their answers have been taken: enough to keep a server busy, and no more is read from
@@ -37,7 +38,7 @@ class _Failed:
 
 
 async def exchange(
-    call: grpclib.client.Stream[Request, Response],
+    open_call: Callable[[], Awaitable[grpclib.client.Stream[Request, Response]]],
     requests: AsyncIterator[Request],
     *,
     ahead: int | None = REQUESTS_AHEAD,
@@ -51,7 +52,7 @@ async def exchange(
     # one answer ahead of the reader; beyond it, HTTP/2 flow control holds the server back
     answers: asyncio.Queue[Response | _Failed | None] = asyncio.Queue(1)
 
-    async def send() -> None:
+    async def send(call: grpclib.client.Stream[Request, Response]) -> None:
         while True:
             if unanswered is not None:
                 await unanswered.acquire()
@@ -76,9 +77,9 @@ async def exchange(
 
     async def receive() -> None:
         try:
-            async with call:
+            async with await open_call() as call:
                 await call.send_request()
-                sender = asyncio.create_task(send())
+                sender = asyncio.create_task(send(call))
                 try:
                     async for response in call:
                         await answers.put(response)
@@ -105,3 +106,42 @@ async def exchange(
     finally:
         receiver.cancel()
         await asyncio.gather(receiver, return_exceptions=True)
+
+
+class Resendable(Generic[Item]):
+    """What a caller asks for in a stream, kept until the first answer, so that it can be asked for again.
+
+    That holds for plain iterables. An async one is read once: a call that fails may end the reading of it.
+    """
+
+    def __init__(self, items: Iterable[Item] | AsyncIterable[Item]) -> None:
+        self._items = items
+        self._rest: Iterator[Item] | None = None
+        self._kept: list[Item] = []  # bounded by what is read ahead of answers
+        self._begun = False
+        self._settled = False
+
+    @property
+    def can_be_sent_again(self) -> bool:
+        return not self._settled and not (self._begun and isinstance(self._items, AsyncIterable))
+
+    def settle(self) -> None:
+        """The first answer is here: nothing need be kept any more."""
+        self._settled = True
+        self._kept.clear()
+
+    async def __aiter__(self) -> AsyncIterator[Item]:
+        """From the first on, each time."""
+        self._begun = True
+        if isinstance(self._items, AsyncIterable):
+            async for item in self._items:
+                yield item
+            return
+        if self._rest is None:
+            self._rest = iter(self._items)
+        for item in tuple(self._kept):
+            yield item
+        for item in self._rest:
+            if not self._settled:
+                self._kept.append(item)
+            yield item

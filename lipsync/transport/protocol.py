@@ -7,6 +7,7 @@ Thin on purpose. What it leans on inside grpclib and h2 is listed in `tests/tran
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
 from collections.abc import Callable
@@ -48,11 +49,16 @@ CLIENT_WINDOWS = Configuration(
     http2_connection_window_size=64 * MIB,
     _keepalive_time=10.0,
     _keepalive_timeout=5.0,
-    _http2_min_sent_ping_interval_without_data=10.0,
+    _http2_min_sent_ping_interval_without_data=5.0,
 )
 """The connection has room for many streams' worth, so that a slow reader of one does not hold up the others. While
 calls are open, a ping every 10 s finds out a server whose machine is gone; two at most between two things sent, as
 servers that count pings allow."""
+
+
+DEAD_PEER = {"TCP_KEEPIDLE": 20, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 4, "TCP_USER_TIMEOUT": 20_000}
+"""How the system asks a silent machine whether it is there: after so many seconds, every so many, so many times; and
+how many milliseconds it may leave bytes without a word of them. Where the system has these options."""
 
 
 class StreamResetError(StreamTerminatedError):
@@ -326,9 +332,10 @@ class ClientProtocol(H2Protocol):
 
 
 def _find_dead_peers(sock: socket.socket) -> None:
-    """Have the system find out a machine that is gone while a call is long quiet, when no pings are sent."""
+    """Have the system find out a machine that is gone where pings do not: while a call is long quiet, and while there
+    is more to be sent than a socket holds, as then a ping's end would wait for it."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in (("TCP_KEEPIDLE", 20), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 4)):  # seconds, seconds, probes
+    for name, value in DEAD_PEER.items():
         if hasattr(socket, name):
             sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
@@ -356,6 +363,8 @@ class GrpcChannel(grpclib.client.Channel):
             self._authority = authority
         self._max_message_bytes = max_message_bytes
         self._connections: set[H2Protocol] = set()
+        self._no_connections = asyncio.Event()
+        self._no_connections.set()
 
     def _protocol_factory(self) -> ClientProtocol:
         return ClientProtocol(
@@ -363,14 +372,25 @@ class GrpcChannel(grpclib.client.Channel):
             self._config,
             self._h2_config,
             max_message_bytes=self._max_message_bytes,
-            made=self._connections.add,
-            lost=self._connections.discard,
+            made=self._made,
+            lost=self._lost,
         )
+
+    def _made(self, connection: H2Protocol) -> None:
+        self._connections.add(connection)
+        self._no_connections.clear()
+
+    def _lost(self, connection: H2Protocol) -> None:
+        self._connections.discard(connection)
+        if not self._connections:
+            self._no_connections.set()
 
     @property
     def ready(self) -> bool:
         """True if a call could be sent now."""
-        return self._protocol is not None and self._connected and self._protocol.processor.greeted.is_set()
+        if self._protocol is None or not self._connected or self._protocol.connection.is_closing():
+            return False
+        return self._protocol.processor.greeted.is_set()
 
     @property
     def went_away(self) -> bool:
@@ -410,3 +430,11 @@ class GrpcChannel(grpclib.client.Channel):
         for connection in list(self._connections):
             connection.processor.close()
         super().close()
+
+    async def wait_closed(self, timeout_s: float) -> None:
+        """After `close`: until the sockets are closed too. TLS takes leave first, `timeout_s` at most."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._no_connections.wait()
+        for connection in list(self._connections):
+            connection.transport.abort()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -59,18 +59,25 @@ class SpeechCall:
 
     def __init__(
         self,
-        open_call: Callable[[], Call],
+        open_call: Callable[[], Awaitable[Call]],
         model_name: str,
         options: SpeechOptions,
         *,
         call_errors: tuple[type[Exception], ...],
         translated: Callable[[Exception], LipsyncError],
+        answered: Callable[[], None],
+        delay_after: Callable[[Exception], float | None],
     ) -> None:
+        """`delay_after` says when to open the call again after an error of `call_errors`, if at all: it is told of the
+        first answer by `answered`."""
         self._open_call = open_call
         self._model_name = model_name
         self._options = options
         self._call_errors = call_errors
         self._translated = translated
+        self._answered = answered
+        self._delay_after = delay_after
+        self._started = asyncio.Event()  # by the server; until then a call can be replaced by another one
         # What waits to be sent: audio, at most MAX_WAITING of it, and what is no audio. The last is `None`: no more.
         self._outgoing: deque[_Audio | AudioRequest | BaseException | None] = deque()
         self._changed = asyncio.Event()
@@ -171,6 +178,7 @@ class SpeechCall:
 
     async def _requests(self) -> AsyncIterator[AudioRequest]:
         yield audio_messages.session_request(self._model_name, self._options)
+        await self._started.wait()
         while True:
             while not self._outgoing:
                 await self._change()
@@ -192,9 +200,19 @@ class SpeechCall:
 
     async def _receive(self) -> None:
         """Reads events, a few ahead; what ends them is known at once to whoever sends, too."""
+        delay_s: float | None = 0.0
+        while delay_s is not None:
+            await asyncio.sleep(delay_s)
+            delay_s = await self._receive_once()
+
+    async def _receive_once(self) -> float | None:
+        """Returns seconds after which to open the call again, or None when it is over."""
         try:
-            async with contextlib.aclosing(exchange(self._open_call(), self._requests(), ahead=None)) as answers:
+            async with contextlib.aclosing(exchange(self._open_call, self._requests(), ahead=None)) as answers:
                 async for answer in answers:
+                    if not self._started.is_set():
+                        self._answered()
+                        self._started.set()
                     event = audio_messages.event_of(answer, model_name=self._model_name)
                     self._read(event)
                     while len(self._events) >= EVENTS_AHEAD:
@@ -202,6 +220,9 @@ class SpeechCall:
         except RequestsError as failed:
             self._over(failed.error)
         except self._call_errors as error:
+            delay_s = self._delay_after(error)
+            if delay_s is not None:
+                return delay_s
             translated = self._translated(error)
             translated.__cause__ = error
             self._over(translated)
@@ -212,6 +233,7 @@ class SpeechCall:
                 self._error = ProtocolError("the server ended the session before its audio did")
             self._events.append(None)
             self._changed.set()
+        return None
 
     def _over(self, error: BaseException) -> None:
         self._error = error

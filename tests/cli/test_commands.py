@@ -73,7 +73,7 @@ def test_problems_are_whole_lines_in_a_log(models: Path, tmp_path: Path) -> None
     assert lines[0].endswith("problem):") or lines[0].endswith("problems):")
     assert lines[1:] and all(problem.match(line) for line in lines[1:])
     (tmp_path / "broken").symlink_to(models / "broken")
-    done = run("serve", "--models", str(tmp_path), "--port", "0", COLUMNS="20")
+    done = run("serve", "--models", str(tmp_path), "--port", "0", "--no-metrics", COLUMNS="20")
     assert done.returncode == 1 and done.stderr.splitlines()[0].startswith("left out: model package ")
     assert done.stderr.splitlines()[1 : len(lines)] == lines[1:]
 
@@ -139,7 +139,7 @@ def test_serving_a_folder_leaves_out_what_cannot_be_used(models: Path) -> None:
     [
         (("serve", "--models", "/nowhere"), "no model package in /nowhere"),
         (("serve", "--device", "tpu"), "device is 'tpu'"),
-        (("serve", "--device", "cuda:77"), "device 'cuda:77' is not there"),
+        (("serve", "--device", "cuda:77", "--no-metrics"), "device 'cuda:77' is not there"),
         (("serve", "--port", "70000"), "port is 70000; expected 0 to 65535"),
         (("check", "localhost:port"), "localhost:port"),
     ],
@@ -157,7 +157,7 @@ def test_a_package_asked_for_by_name_must_be_there(models: Path, monkeypatch: py
     assert done.returncode == 1 and "no package 'zoe'" in done.stderr
     done = typed("serve", "--models", str(models), "--load", "zoe")
     assert done.returncode == 1 and "no package 'zoe'" in done.stderr and "anna" in done.stderr
-    done = typed("serve", "--models", str(models), "--load", "broken")
+    done = typed("serve", "--models", str(models), "--load", "broken", "--no-metrics")
     assert done.returncode == 1 and "the folder is empty" in done.stderr
 
 
@@ -166,5 +166,5 @@ def test_a_taken_port_is_told(models: Path) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = str(taken.getsockname()[1])
-        done = run("serve", "--models", str(models), "--load", "anna", "--port", port)
+        done = run("serve", "--models", str(models), "--load", "anna", "--port", port, "--no-metrics")
     assert done.returncode == 1 and port in done.stderr and "Traceback" not in done.stderr

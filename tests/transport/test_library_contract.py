@@ -96,6 +96,27 @@ async def test_the_size_of_a_message_is_asked_for_in_one_piece() -> None:
 
 def test_configuration() -> None:
     assert Configuration().__for_server__().http2_stream_window_size == 4 * 2**20
+    # a wrong name is refused here; what they do is tested with a cut cable
+    Configuration(
+        _keepalive_time=1.0,
+        _keepalive_timeout=1.0,
+        _http2_max_pings_without_data=1,
+        _http2_min_sent_ping_interval_without_data=1.0,
+        ssl_target_name_override="frames.test",
+    )
+
+
+async def test_what_a_channel_of_a_client_stands_on() -> None:
+    channel = grpclib.client.Channel()
+    assert channel._protocol is None and "_protocol" not in vars(channel)  # deleting it brings None back
+    assert channel._ssl is None
+    assert channel._authority == "127.0.0.1:50051"
+    assert list(inspect.signature(channel.request).parameters) == [
+        *("name", "cardinality", "request_type", "reply_type", "timeout", "deadline", "metadata")
+    ]
+    # where a status may stand: in the trailers, or in headers that are all there is
+    stream = grpclib.protocol.Stream(None, None, None)  # type: ignore[arg-type]
+    assert stream.headers is None and stream.trailers is None
 
 
 def test_routes() -> None:
