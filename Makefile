@@ -3,11 +3,12 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: help demo test bench lint format generate check-generated clean clean-venv
+.PHONY: help demo test test-abuse bench lint format generate check-generated clean clean-venv
 
 help:
 	@echo "make demo      set up, then serve the demo model, ask it for frames, and write demo/demo.mp4"
 	@echo "make test      the whole test suite"
+	@echo "make test-abuse  hostile, broken and greedy clients against a server, and half an hour of soak: an hour in all"
 	@echo "make bench     measure this engine beside the design that it replaces: half an hour, on an idle machine"
 	@echo "make lint      ruff, mypy, and the check that generated code is up to date"
 	@echo "make format    put the code into its one format"
@@ -23,6 +24,11 @@ demo: $(VENV)/.done
 
 test: $(VENV)/.done
 	$(BIN)/python -m pytest
+
+# Some rows alone: make test-abuse ROWS=12,28. Another length of the soak, in minutes: make test-abuse SOAK=1.
+test-abuse: $(VENV)/.done
+	@sh tools/setup_abuse.sh "$(VENV)"
+	$(BIN)/python -m tests.abuse $(if $(ROWS),--rows $(ROWS)) $(if $(SOAK),--soak-minutes $(SOAK))
 
 bench: $(VENV)/.done
 	$(BIN)/lipsync bench --out bench
@@ -45,7 +51,7 @@ check-generated: $(VENV)/.done
 	$(BIN)/python tools/readme_tables.py --check
 
 clean:
-	rm -rf demo bench dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf demo bench abuse dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 clean-venv: clean

@@ -8,7 +8,6 @@ import types
 import pytest
 from google.protobuf import descriptor_pool, message_factory
 from google.protobuf.message import DecodeError, Message
-from grpclib.health.v1.health_pb2 import HealthCheckRequest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from optimized_lipsyncsrv import (
@@ -24,6 +23,7 @@ from lipsync.config import MIB
 from lipsync.errors import ConfigError, InvalidRequestError, MessageTooLargeError, ProtocolError
 from lipsync.transport import codec as codec_module
 from lipsync.transport.codec import MAX_REPEATED, PACKAGE, Codec, check_installation, contract
+from lipsync.transport.health_messages import HealthCheckRequest
 
 CODEC = Codec(8 * MIB)
 MESSAGES = [
