@@ -13,7 +13,7 @@ from typing import Any
 from lipsync.errors import ConfigError
 
 MIB = 1024 * 1024
-MODEL_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+MODEL_NAME = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,64}")
 """What a model may be called."""
 BLENDS = ("hard", "feather", "matched")
 """How a face may meet the frame around it."""
@@ -156,6 +156,7 @@ class ServerConfig:
         256 * MIB, "Bytes of all clients' messages together that are being received; beyond it calls are refused."
     )
     max_connections: int = setting(1024, "Connections at a time; beyond it new ones are closed at once.")
+    max_calls: int = setting(4096, "Calls at a time, of all clients together; beyond it each is refused.")
     max_streams: int = setting(1000, "Calls at a time on one connection; beyond it each is refused.")
     max_batch_frames: int = setting(128, "Frames of one batch call, at most.")
     stream_in_flight: int = setting(8, "Frames of one stream that are being made at a time.")
@@ -197,6 +198,7 @@ class ServerConfig:
             f"max_inflight_bytes is {self.max_inflight_bytes}; expected at least max_message_bytes",
         )
         require(self.max_connections >= 1, f"max_connections is {self.max_connections}; expected at least 1")
+        require(self.max_calls >= 1, f"max_calls is {self.max_calls}; expected at least 1")
         require(1 <= self.max_streams < 2**31, f"max_streams is {self.max_streams}; expected at least 1")
         require(self.max_batch_frames >= 1, f"max_batch_frames is {self.max_batch_frames}; expected at least 1")
         require(self.stream_in_flight >= 1, f"stream_in_flight is {self.stream_in_flight}; expected at least 1")

@@ -19,7 +19,7 @@ from grpclib.stream import StreamIterator
 
 from lipsync.config import ServerConfig
 from lipsync.errors import EngineClosedError, InternalError, LipsyncError
-from lipsync.transport.limits import LimitedStream
+from lipsync.transport.limits import PREFIX, LimitedStream, within
 from lipsync.transport.status import to_grpc_error
 
 logger = logging.getLogger(__name__)
@@ -31,7 +31,9 @@ REFUSALS = (
     "unauthenticated",
     "permission_denied",
     "streams",
+    "calls",
     "connections",
+    "tls",
     "alpn",
     "flood",
     "preface_timeout",
@@ -85,8 +87,8 @@ class Observer(Protocol):
     def call_ended(self, call: Call, status: Status, elapsed_s: float) -> None:
         """Once for each call that started, however it ended."""
 
-    def refused(self, reason: str) -> None:
-        """One of REFUSALS."""
+    def refused(self, reason: str, peer: str = "") -> None:
+        """One of REFUSALS, and whom, where it is known."""
 
 
 class NoObserver:
@@ -104,7 +106,7 @@ class NoObserver:
     def call_ended(self, call: Call, status: Status, elapsed_s: float) -> None:
         pass
 
-    def refused(self, reason: str) -> None:
+    def refused(self, reason: str, peer: str = "") -> None:
         pass
 
 
@@ -168,8 +170,7 @@ class Calls:
             try:
                 if self.refusing.is_set() and path not in self._always:
                     raise EngineClosedError(SHUTTING_DOWN)
-                messages = _Messages(stream, handler, call, self._observer, limit_bytes, config.message_timeout_s)
-                await handler.func(messages)
+                await handler.func(_Messages(stream, handler, call, self._observer, limit_bytes, config))
                 status = Status.OK
             except asyncio.CancelledError:
                 if task not in self._cancelled:
@@ -232,15 +233,19 @@ class Calls:
 
 def _call(path: str, stream: Stream[Any, Any]) -> Call:
     h2_stream: LimitedStream = stream._stream  # type: ignore[assignment]
-    address = stream.peer.addr()
     return Call(
         path=path,
         deadline=stream.deadline,
         request_id=h2_stream.request_id,
         identity=h2_stream.identity,
-        peer="" if not address else f"{address[0]}:{address[1]}",
+        peer=peer_name(stream.peer.addr()),
         metadata=stream.metadata,
     )
+
+
+def peer_name(address: tuple[Any, ...] | None) -> str:
+    """A client's address, as logs have it; empty if it is not known."""
+    return f"{address[0]}:{address[1]}" if address else ""
 
 
 def _status_of_end(stream: LimitedStream) -> Status:
@@ -261,7 +266,7 @@ class _Messages(StreamIterator[Any]):
         call: Call,
         observer: Observer,
         limit_bytes: int,
-        timeout_s: float,
+        config: ServerConfig,
     ) -> None:
         self._stream = stream
         self._h2_stream: LimitedStream = stream._stream  # type: ignore[assignment]
@@ -269,25 +274,42 @@ class _Messages(StreamIterator[Any]):
         self._call = call
         self._observer = observer
         self._limit_bytes = limit_bytes
-        self._timeout_s = timeout_s
+        self._message_s = config.message_timeout_s
+        self._send_s = config.send_timeout_s
+        # a single call has nothing to wait for; a stream may be opened before there is something to say
+        self._first_s: float | None = config.message_timeout_s
+        if handler.cardinality.client_streaming:
+            self._first_s = config.idle_timeout_s
 
     async def recv_message(self) -> Any:
         try:
-            data = await self._h2_stream.recv_message_bytes(self._limit_bytes, self._timeout_s)
+            data = await self._h2_stream.recv_message_bytes(self._limit_bytes, self._message_s, first_s=self._first_s)
         except NotImplementedError:
             raise GRPCError(
                 Status.UNIMPLEMENTED, "compressed messages are not taken; see grpc-accept-encoding"
             ) from None
+        self._first_s = None
         if data is None:
             if self._handler.cardinality in (Cardinality.UNARY_UNARY, Cardinality.UNARY_STREAM):
                 raise GRPCError(Status.UNIMPLEMENTED, "the call came without its message")
             return None
-        if not self._handler.cardinality.client_streaming and await self._h2_stream.recv_data(1):
+        if self._handler.cardinality.client_streaming:
+            await asyncio.sleep(0)  # what has come in is read without a wait: others must have their turn
+        elif await self._h2_stream.recv_data(1):
             raise GRPCError(Status.UNIMPLEMENTED, "the call came with more than its one message")
         message = self._stream._codec.decode(data, self._handler.request_type)
         self._observer.message_received(self._call)
         return message
 
     async def send_message(self, message: Any) -> None:
-        await self._stream.send_message(message)
+        stream, share = self._stream, self._h2_stream.share
+        assert share is not None
+        data = stream._codec.encode(message, self._handler.reply_type)
+        text = f"the client took no answer for {self._send_s:g} s, and the call is ended"
+        with share.sending(len(data)):
+            async with within(self._send_s, text):
+                if not stream._send_initial_metadata_done:
+                    await stream.send_initial_metadata()
+                await self._h2_stream.send_data(PREFIX.pack(False, len(data)) + data)
+        stream._send_message_done = True
         self._observer.message_sent(self._call)

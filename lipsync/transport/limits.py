@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, Literal
 
 import grpclib.protocol
@@ -19,6 +20,11 @@ PREFIX = struct.Struct(">BI")
 """In front of a message: whether it is compressed, and its length."""
 RETRY_AFTER_MS = 1000
 """When to try again what did not fit into memory: other clients' messages take about as long to come in."""
+
+ALWAYS_BYTES = 64 * 1024
+"""What any call may have in flight, however much others have."""
+FRAME_BYTES = 512
+"""What a frame that waits to be read takes, beside its bytes."""
 
 
 class Allowance:
@@ -43,35 +49,83 @@ class Allowance:
         self._left = min(self._burst, self._left + n)
 
 
-class Inflight:
-    """Bytes of clients' messages that are in memory, or announced: of all calls of a server together."""
+@contextlib.asynccontextmanager
+async def within(timeout_s: float | None, text: str) -> AsyncIterator[None]:
+    """Raises DeadlineError with this text if what is inside takes longer; None sets no limit."""
+    timeout = asyncio.timeout(timeout_s)
+    try:
+        async with timeout:
+            yield
+    except TimeoutError:
+        if not timeout.expired():
+            raise
+        raise DeadlineError(text) from None
 
-    def __init__(self, limit_bytes: int) -> None:
+
+class Inflight:
+    """Bytes of messages that are in memory, or announced: of all calls of a server, or of a connection's part of it.
+
+    Attributes:
+        limit_bytes: from which on calls are refused.
+        n_bytes, n_calls: as it is now.
+    """
+
+    def __init__(self, limit_bytes: int, *, whole: Inflight | None = None) -> None:
+        """`whole`: what this is a part of, and counts towards."""
         self.limit_bytes = limit_bytes
-        self.n_bytes = 0
+        self.n_bytes = self.n_calls = 0
+        self._whole = whole
+
+    def add(self, n_bytes: int, n_calls: int = 0) -> None:
+        """Count."""
+        self.n_bytes += n_bytes
+        self.n_calls += n_calls
+        if self._whole is not None:
+            self._whole.add(n_bytes, n_calls)
+
+    @property
+    def fits(self) -> bool:
+        """Whether all this is within the limits."""
+        return self.n_bytes <= self.limit_bytes and (self._whole is None or self._whole.fits)
 
     def share(self) -> Share:
-        """Of one call."""
+        """Of one call, which counts from here on until it is closed."""
         return Share(self)
 
 
 class Share:
-    """One call's part of what is in flight: what has come in and is not dealt with, or what its message will have."""
+    """One call's part of what is in flight: its headers, what has come in and is not dealt with or what its message
+    will have, and what it is sending.
+
+    A small one is never too much: nobody can have other clients' calls refused by announcing what never comes.
+    """
 
     def __init__(self, inflight: Inflight) -> None:
         self._inflight = inflight
-        self._arrived = self._announced = self._counted = 0
+        self._headers = self._arrived = self._announced = self._frames = self._leaving = self._counted = 0
+        self._closed = False
+        inflight.add(0, 1)
 
     def _count(self) -> bool:
-        counted = max(self._arrived, self._announced)
-        self._inflight.n_bytes += counted - self._counted
+        counted = self._headers + max(self._arrived, self._announced) + self._frames * FRAME_BYTES + self._leaving
+        self._inflight.add(counted - self._counted)
         self._counted = counted
-        return self._inflight.n_bytes <= self._inflight.limit_bytes
+        return counted <= ALWAYS_BYTES or self._inflight.fits
+
+    def opened(self, headers_bytes: int) -> None:
+        """The call's headers, which stay as long as it does."""
+        self._headers = headers_bytes
+        self._count()
 
     def arrived(self, n_bytes: int) -> bool:
-        """More has come in. False if that is too much."""
+        """A frame with so many has come in, and waits to be read. False if that is too much."""
         self._arrived += n_bytes
+        self._frames += 1
         return self._count()
+
+    def read(self) -> None:
+        """A frame that had come in is read."""
+        self._frames -= 1
 
     def announced(self, n_bytes: int) -> bool:
         """The next message will have so many. False if that is too much."""
@@ -80,14 +134,36 @@ class Share:
 
     def done(self, n_bytes: int) -> None:
         """A message of so many is dealt with."""
-        self._arrived = max(0, self._arrived - n_bytes)
+        self._arrived -= n_bytes
         self._announced = 0
         self._count()
 
+    @contextlib.contextmanager
+    def sending(self, n_bytes: int) -> Iterator[None]:
+        """An answer of so many is on its way. Raises OverloadedError if that is too much."""
+        self._leaving += n_bytes
+        try:
+            if not self._count():
+                raise too_much()
+            yield
+        finally:
+            self._leaving -= n_bytes
+            if not self._closed:
+                self._count()
+
     def close(self) -> None:
         """The call is over."""
-        self._arrived = self._announced = 0
-        self._count()
+        if not self._closed:
+            self._closed = True
+            self._inflight.add(-self._counted, -1)
+            self._counted = 0
+
+
+def too_much() -> OverloadedError:
+    """What a call fails with that does not fit."""
+    return OverloadedError(
+        "the server holds as many messages as it has memory for; try again later", retry_after_ms=RETRY_AFTER_MS
+    )
 
 
 class _WindowUpdated(asyncio.Event):
@@ -122,9 +198,9 @@ class LimitedStream(grpclib.protocol.Stream):
     """
 
     def __init__(self, *args: Any, max_message_bytes: int, share: Share | None, **kwargs: Any) -> None:
+        self.share = share
         super().__init__(*args, **kwargs)
         self._max_message_bytes = max_message_bytes
-        self.share = share
         self.trailers_too: list[tuple[str, str]] = []
         self.identity = ""
         self.request_id = ""
@@ -149,40 +225,47 @@ class LimitedStream(grpclib.protocol.Stream):
         if isinstance(error, OverloadedError) and error.retry_after_ms is not None:
             self.trailers_too.append(("grpc-retry-pushback-ms", str(error.retry_after_ms)))
 
-    async def recv_message_bytes(self, limit_bytes: int, timeout_s: float) -> bytes | None:
+    def init_stream(self, stream_id: int, connection: grpclib.protocol.Connection) -> None:
+        super().init_stream(stream_id, connection)
+        if self.share is not None:
+            self.buffer = grpclib.protocol.Buffer(self._frame_read)
+
+    def _frame_read(self, size: int) -> None:
+        assert self.share is not None and self.id is not None
+        self.share.read()
+        self.connection.ack(self.id, size)
+
+    async def recv_message_bytes(
+        self, limit_bytes: int, timeout_s: float, *, first_s: float | None = None
+    ) -> bytes | None:
         """A client's next message, as a server reads it; None after the last. The one before is dealt with by then.
 
-        Raises MessageTooLargeError and OverloadedError before the body is read, DeadlineError if the message is not
-        here `timeout_s` after its first byte, ProtocolError if the stream ends inside of it, NotImplementedError if it
-        is compressed.
+        Raises MessageTooLargeError and OverloadedError before the body is read, DeadlineError if the message does not
+        begin within `first_s` (None waits for ever) or is not here `timeout_s` after that, ProtocolError if the stream
+        ends inside of it, NotImplementedError if it is compressed.
         """
         assert self.share is not None
         if self._failure is not None:
             raise self._failure
         self.share.done(self._held)
         self._held = 0
-        start = await self.recv_data(1)
+        if first_s is None:
+            start = await self.recv_data(1)
+        else:
+            async with within(first_s, f"the call's first message did not come within {first_s:g} s"):
+                start = await self.recv_data(1)
         if not start:
             return None
-        timeout = asyncio.timeout(timeout_s)
-        try:
-            async with timeout:
-                compressed, size = PREFIX.unpack(start + await self._recv_all(PREFIX.size - 1))
-                if compressed:
-                    raise NotImplementedError("compressed messages are not supported")
-                if size > limit_bytes:
-                    raise MessageTooLargeError(size, limit_bytes)
-                if not self.share.announced(PREFIX.size + size):
-                    raise OverloadedError(
-                        "the server is receiving as much as it has memory for; try again later",
-                        retry_after_ms=RETRY_AFTER_MS,
-                    )
-                self._held = PREFIX.size + size
-                return await self._recv_all(size)
-        except TimeoutError:
-            if not timeout.expired():
-                raise
-            raise DeadlineError(f"a message was not here in full within {timeout_s:g} s") from None
+        async with within(timeout_s, f"a message was not here in full within {timeout_s:g} s"):
+            compressed, size = PREFIX.unpack(start + await self._recv_all(PREFIX.size - 1))
+            if compressed:
+                raise NotImplementedError("compressed messages are not supported")
+            if size > limit_bytes:
+                raise MessageTooLargeError(size, limit_bytes)
+            if not self.share.announced(PREFIX.size + size):
+                raise too_much()
+            self._held = PREFIX.size + size
+            return await self._recv_all(size)
 
     async def _recv_all(self, size: int) -> bytes:
         """Raises ProtocolError if the stream ends before."""

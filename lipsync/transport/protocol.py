@@ -23,7 +23,7 @@ from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.errors import ErrorCodes
 from h2.events import ConnectionTerminated, DataReceived, Event, RemoteSettingsChanged, StreamReset
-from h2.exceptions import DenialOfServiceError
+from h2.exceptions import DenialOfServiceError, InvalidBodyLengthError
 from h2.exceptions import ProtocolError as H2ProtocolError
 from h2.settings import SettingCodes, Settings
 from hyperframe.frame import DataFrame, Frame, GoAwayFrame, HeadersFrame, PingFrame, RstStreamFrame, SettingsFrame
@@ -37,6 +37,10 @@ CONTROL_FRAMES = (1000, 100.0)
 """Frames of a client that carry nothing, at once and then a second; those that go with our answers come on top."""
 RESETS = (1000, 100.0)
 """Calls that a client may take back, likewise, or have h2 take back for what is wrong with them."""
+CLEAR_EVERY = 64
+"""Calls of a client after which closed streams are cleared away."""
+MAX_HEADERS_BYTES = 16 * 1024
+"""Of a call, as a client may send them: those of a few bytes on the wire may unpack to many."""
 SETTINGS_COST = 10
 """A change of settings is answered, and may touch every stream."""
 ASSUMED_MAX_STREAMS = 100
@@ -89,6 +93,7 @@ class GracefulH2Connection(H2Connection):
 
     control: Allowance | None = None
     resets: Allowance | None = None
+    _n_asked = 0
 
     def _receive_frame(self, frame: Frame) -> list[Event]:
         if self.control is not None and self.resets is not None:
@@ -96,7 +101,14 @@ class GracefulH2Connection(H2Connection):
                 self._spend(self.resets)
             elif (cost := _cost(frame)) != 0:
                 self._spend(self.control, cost)
-        return super()._receive_frame(frame)
+        try:
+            return super()._receive_frame(frame)
+        except InvalidBodyLengthError:
+            # a wrong content-length is its own call's fault alone
+            self.reset_stream(frame.stream_id, ErrorCodes.PROTOCOL_ERROR)
+            reset = StreamReset(stream_id=frame.stream_id)
+            reset.error_code, reset.remote_reset = ErrorCodes.PROTOCOL_ERROR, False
+            return [reset]
 
     def _spend(self, allowance: Allowance, cost: float = 1.0) -> None:
         if not allowance.take(cost):
@@ -104,12 +116,15 @@ class GracefulH2Connection(H2Connection):
 
     @property
     def open_inbound_streams(self) -> int:
-        # One too many is fatal to the connection; our processor refuses it alone. Asked all the same: asking clears
-        # away what is closed.
-        return min(super().open_inbound_streams, 0)
+        # One too many is fatal to the connection; our processor refuses it alone. h2 looks through all streams to
+        # answer, and clears away what is closed: that is worth it every so often.
+        self._n_asked += 1
+        if self._n_asked % CLEAR_EVERY == 0:
+            _ = super().open_inbound_streams
+        return 0
 
     def _receive_goaway_frame(self, frame: GoAwayFrame) -> tuple[list[Frame], list[Event]]:
-        if frame.error_code or not self.config.client_side:
+        if frame.error_code:
             return super()._receive_goaway_frame(frame)
         return [], [GoingAway(last_stream_id=frame.last_stream_id)]
 
@@ -257,12 +272,13 @@ class H2Protocol(grpclib.protocol.H2Protocol):
             client=client,
             initial_values={
                 SettingCodes.MAX_CONCURRENT_STREAMS: self._max_streams,
-                SettingCodes.MAX_HEADER_LIST_SIZE: h2.DEFAULT_MAX_HEADER_LIST_SIZE,
+                SettingCodes.MAX_HEADER_LIST_SIZE: h2.DEFAULT_MAX_HEADER_LIST_SIZE if client else MAX_HEADERS_BYTES,
                 SettingCodes.INITIAL_WINDOW_SIZE: self.config.http2_stream_window_size,
             },
         )
         if not client:
             h2.control, h2.resets = Allowance(*CONTROL_FRAMES), Allowance(*RESETS)
+            h2.decoder.max_header_list_size = MAX_HEADERS_BYTES
         if client:
             h2.remote_settings = Settings(
                 client=False, initial_values={SettingCodes.MAX_CONCURRENT_STREAMS: ASSUMED_MAX_STREAMS}

@@ -5,7 +5,6 @@ grpclib answers a well-formed request. One that it cannot read it leaves without
 
 from __future__ import annotations
 
-import base64
 import re
 import uuid
 from collections import Counter
@@ -18,11 +17,11 @@ import grpclib.server
 import h2.exceptions
 from grpclib import Status
 from grpclib.encoding.base import GRPC_CONTENT_TYPE
-from grpclib.metadata import encode_grpc_message
+from grpclib.metadata import decode_bin_value, encode_grpc_message
 
 from lipsync.errors import LipsyncError, UnauthenticatedError
-from lipsync.transport.calls import Observer
-from lipsync.transport.limits import LimitedStream
+from lipsync.transport.calls import Observer, peer_name
+from lipsync.transport.limits import Inflight, LimitedStream, too_much
 from lipsync.transport.status import row_of
 
 Headers = Sequence[tuple[str, str]]
@@ -31,6 +30,7 @@ REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 """A client's own, which then stands in the server's log."""
 _NAME = re.compile(r":?[0-9a-z_.\-]+")
 _VALUE = re.compile(r"[ -~]*")
+_BASE64 = re.compile(r"[A-Za-z0-9+/]*={0,2}")
 _CONTENT_TYPE = re.compile(r"application/grpc(\+proto)?(;.*)?")
 _TIMEOUT = re.compile(r"([0-9]{1,8})([HMSmun])")
 """As gRPC's description of HTTP/2 has it."""
@@ -103,12 +103,12 @@ def _malformed(message: str) -> Refused:
 
 
 def _check_base64(value: str) -> None:
-    for part in value.split(","):
-        part = part.strip().rstrip("=")
-        try:
-            base64.b64decode(part + "=" * (-len(part) % 4), validate=True)
-        except ValueError:
-            raise Refused("malformed", Status.INTERNAL, "binary metadata is no base64") from None
+    try:
+        if not _BASE64.fullmatch(value):
+            raise ValueError
+        decode_bin_value(value.encode("ascii"))  # as grpclib will
+    except ValueError:
+        raise Refused("malformed", Status.INTERNAL, "binary metadata is no base64") from None
 
 
 def _timeout_s(values: list[str]) -> float | None:
@@ -132,15 +132,27 @@ class RequestHandler(grpclib.server.Handler):
         tokens: Tokens | None,
         observer: Observer,
         limits_s: Mapping[str, float],
+        inflight: Inflight,
+        max_calls: int,
     ) -> None:
-        """`limits_s`: how long a call may take, by its method; those not named have no limit of ours."""
+        """
+        Args:
+            limits_s: how long a call may take, by its method; those not named have no limit of ours.
+            inflight: all calls of the server.
+            max_calls: of them together.
+        """
         super().__init__(*args)
+        self._inflight = inflight
+        self._max_calls = max_calls
         self._tokens_of_server = tokens
         self._observer = observer
         self._limits_s = limits_s
 
     def accept(self, stream: grpclib.protocol.Stream, headers: Any, release_stream: Callable[[], Any]) -> None:
         assert isinstance(stream, LimitedStream)
+        assert stream.share is not None
+        share = stream.share
+        share.opened(sum(len(name) + len(value) + 32 for name, value in headers))
         self.__gc_step__()
         released = False
 
@@ -148,8 +160,7 @@ class RequestHandler(grpclib.server.Handler):
             nonlocal released
             if not released:
                 released = True
-                if stream.share is not None:
-                    stream.share.close()
+                share.close()
                 release_stream()
 
         task = self.loop.create_task(self._answer(stream, headers, release))
@@ -163,13 +174,16 @@ class RequestHandler(grpclib.server.Handler):
 
     async def _answer(self, stream: LimitedStream, headers: Headers, release: Callable[[], None]) -> None:
         try:
+            if self._inflight.n_calls > self._max_calls:
+                stream.tell_when_to_retry(too_much())
+                raise Refused("calls", Status.RESOURCE_EXHAUSTED, "the server answers as many calls as it may")
             request = read(headers)
             stream.request_id = request.request_id
             stream.identity = self._admit(request)
             if request.path not in self.mapping:
                 raise Refused("unknown_method", Status.UNIMPLEMENTED, "there is no such method")
         except Refused as refused:
-            self._observer.refused(refused.reason)
+            self._observer.refused(refused.reason, peer_name(stream.connection.get_peer().addr()))
             await _refuse(stream, refused)
             return
         await grpclib.server.request_handler(
@@ -211,6 +225,8 @@ async def _refuse(stream: LimitedStream, refused: Refused) -> None:
         ("grpc-status", str(refused.status.value)),
         ("grpc-message", encode_grpc_message(refused.message)),
     ]
+    if stream.request_id:
+        headers.append(("x-request-id", stream.request_id))
     try:
         await stream.send_headers(headers, end_stream=True)
     except h2.exceptions.ProtocolError:  # the client has closed it

@@ -8,6 +8,7 @@ import errno
 import logging
 import signal
 from collections.abc import Callable
+from functools import partial
 from types import TracebackType
 from typing import Any, Self, cast
 
@@ -167,16 +168,16 @@ class Server:
 
     async def _drain(self, listener: asyncio.Server, grace_s: float) -> None:
         self._calls.leaving.set()
-        if grace_s and self._config.drain_delay_s:
-            logger.info("leaving: calls are taken for another %g s", self._config.drain_delay_s)
-            await asyncio.sleep(self._config.drain_delay_s)
-        self._calls.refusing.set()
-        # Not followed by wait_closed(): from Python 3.12 on that waits for every client to hang up.
-        listener.close()
-        for connection in self._connections:
-            connection.go_away()
-        logger.info("draining: %d calls in flight, %g s of grace", len(self._calls), grace_s)
         try:
+            if grace_s and self._config.drain_delay_s:
+                logger.info("leaving: calls are taken for another %g s", self._config.drain_delay_s)
+                await asyncio.sleep(self._config.drain_delay_s)
+            self._calls.refusing.set()
+            # Not followed by wait_closed(): from Python 3.12 on that waits for every client to hang up.
+            listener.close()
+            for connection in self._connections:
+                connection.go_away()
+            logger.info("draining: %d calls in flight, %g s of grace", len(self._calls), grace_s)
             await self._calls.drain(grace_s)
             await self._calls.wait(CANCEL_S)
             for connection in self._connections:
@@ -186,6 +187,8 @@ class Server:
                     await self._no_connections.wait()
         finally:
             # also when the drain itself is cancelled: by a second signal, or with the task that runs the server
+            self._calls.refusing.set()
+            listener.close()
             self._abort()
 
     def _abort(self) -> None:
@@ -214,7 +217,14 @@ class Server:
         if context is None:
             return protocol
         timeout_s = self._config.handshake_timeout_s
-        return Door(protocol, context, timeout_s=timeout_s, opened=self._opened, closed=self._doors.discard)
+        return Door(
+            protocol,
+            context,
+            timeout_s=timeout_s,
+            opened=self._opened,
+            closed=self._doors.discard,
+            failed=partial(self._observer.refused, "tls"),
+        )
 
     def _opened(self, door: Door) -> bool:
         if len(self._connections) + len(self._doors) >= self._config.max_connections:

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import logging
 import ssl
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
@@ -22,9 +23,8 @@ from h2.exceptions import ProtocolError as H2ProtocolError
 from hyperframe.frame import GoAwayFrame
 
 from lipsync.config import MIB, ServerConfig
-from lipsync.errors import OverloadedError
-from lipsync.transport.calls import Observer
-from lipsync.transport.limits import RETRY_AFTER_MS, Inflight, LimitedStream
+from lipsync.transport.calls import Observer, peer_name
+from lipsync.transport.limits import ALWAYS_BYTES, Inflight, LimitedStream, too_much
 from lipsync.transport.protocol import LAST_STREAM_ID, EventsProcessor, GracefulH2Connection, H2Protocol
 from lipsync.transport.requests import RequestHandler, Tokens
 
@@ -35,6 +35,10 @@ KEEPALIVE_ANSWER_S = 20.0
 LINGER_S = 1.0
 """How long a connection that was idle too long stays open after it was said: a call may be on its way already."""
 
+WORK_S = 0.005
+"""How long one client's bytes may keep the event loop from others."""
+PIECE_BYTES = 2048
+"""What is dealt with before the clock is looked at: as many as a hundred calls."""
 SERVER_WINDOWS = Configuration(http2_stream_window_size=MIB, http2_connection_window_size=16 * MIB)
 """Requests are small."""
 
@@ -46,21 +50,25 @@ class ServerEventsProcessor(EventsProcessor):
         max_streams: calls at a time.
         observer: is told of what is refused.
         is_greeted: True once the client has spoken HTTP/2: its first frame is SETTINGS.
+        n_requests: calls that it has asked for so far.
     """
 
     max_streams: int
     observer: Observer
     is_greeted = False
+    n_requests = 0
 
     def process_remote_settings_changed(self, event: RemoteSettingsChanged) -> None:
         self.is_greeted = True
         super().process_remote_settings_changed(event)
 
     def process_request_received(self, event: RequestReceived) -> None:
+        self.n_requests += 1
         if len(self.streams) < self.max_streams:
             super().process_request_received(event)
             return
-        self.observer.refused("streams")
+        self.observer.refused("streams", peer_name(self.connection.get_peer().addr()))
+        self._spend_reset()
         assert event.stream_id is not None
         with contextlib.suppress(H2ProtocolError):  # the client has taken it back itself
             self.connection._connection.reset_stream(event.stream_id, ErrorCodes.REFUSED_STREAM)
@@ -68,19 +76,18 @@ class ServerEventsProcessor(EventsProcessor):
     def process_data_received(self, event: DataReceived) -> None:
         super().process_data_received(event)
         stream = cast(LimitedStream | None, self.streams.get(event.stream_id or 0))
-        if stream is None or stream.share is None or stream.share.arrived(event.flow_controlled_length):
-            return
-        stream.fail(
-            OverloadedError(
-                "the server is receiving as much as it has memory for; try again later", retry_after_ms=RETRY_AFTER_MS
-            )
-        )
+        if event.data and stream is not None and stream.share is not None and not stream.share.arrived(len(event.data)):
+            stream.fail(too_much())
 
     def process_stream_reset(self, event: StreamReset) -> None:
         super().process_stream_reset(event)
+        if not event.remote_reset:
+            self._spend_reset()
+
+    def _spend_reset(self) -> None:
         resets = cast(GracefulH2Connection, self.connection._connection).resets
-        if not event.remote_reset and resets is not None and not resets.take():
-            raise DenialOfServiceError("more calls that break HTTP/2 than an honest client makes")
+        if resets is not None and not resets.take():
+            raise DenialOfServiceError("more calls that cannot be than an honest client makes")
 
 
 class ServerProtocol(H2Protocol):
@@ -93,42 +100,60 @@ class ServerProtocol(H2Protocol):
         super().__init__(*args, max_streams=server_config.max_streams, **kwargs)
         self._server_config = server_config
         self._observer = observer
-        self._heard_s = self._used_s = 0.0
+        self._made_s = self._heard_s = self._used_s = 0.0
         self._stuck_s: float | None = None
         self._ending_s: float | None = None
         self._pinged = False
+        self._n_requests_seen = 0
         self._looking: asyncio.TimerHandle | None = None
         self._is_made = False
-        self._early: list[bytes] = []  # with TLS: what came with the end of the handshake, before asyncio told of it
+        self._unread = b""  # what has come in and is not dealt with
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         self.processor.max_streams = self._server_config.max_streams
         self.processor.observer = self._observer
-        self._heard_s = self._used_s = asyncio.get_running_loop().time()
+        self._made_s = self._heard_s = self._used_s = asyncio.get_running_loop().time()
         ssl_object = transport.get_extra_info("ssl_object")
         if ssl_object is not None and ssl_object.selected_alpn_protocol() != "h2":
             self._drop("alpn")
         else:
             self._look_later()
         self._is_made = True
-        for data in self._early:
-            self.data_received(data)
-        self._early.clear()
+        self._work()
+
+    @property
+    def _peer(self) -> str:
+        return peer_name(self.transport.get_extra_info("peername"))
 
     def refuse(self) -> None:
         """Close a connection that is one too many."""
         self._drop("connections")
 
     def data_received(self, data: bytes) -> None:
-        if not self._is_made:
-            self._early.append(data)
-            return
-        if self.connection.finished:
-            return
-        self._heard_s = asyncio.get_running_loop().time()
-        self._pinged = False
-        super().data_received(data)
+        busy = bool(self._unread)
+        self._unread += data
+        # with TLS, what came with the end of the handshake is here before asyncio has told of it
+        if self._is_made and not busy:
+            self._heard_s = asyncio.get_running_loop().time()
+            self._pinged = False
+            self._work()
+
+    def _work(self) -> None:
+        """Deal with what has come in, for WORK_S at most: then others have their turn, and this goes on."""
+        data, self._unread = memoryview(self._unread), b""
+        end_s = time.monotonic() + WORK_S
+        while data and not self.transport.is_closing() and not self.connection.finished:
+            part, data = data[:PIECE_BYTES], data[PIECE_BYTES:]
+            super().data_received(bytes(part))
+            if data and time.monotonic() >= end_s:
+                self._unread = bytes(data)
+                if not self.transport.is_closing():
+                    self.transport.pause_reading()
+                    asyncio.get_running_loop().call_soon(self._work)
+                return
+        if self._is_made and not self.transport.is_closing():
+            self.transport.resume_reading()
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -145,7 +170,7 @@ class ServerProtocol(H2Protocol):
             super().connection_lost(exc)
 
     def _broken(self, error: H2ProtocolError) -> None:
-        self._observer.refused("flood" if isinstance(error, DenialOfServiceError) else "malformed")
+        self._observer.refused("flood" if isinstance(error, DenialOfServiceError) else "malformed", self._peer)
         super()._broken(error)
 
     def _look_later(self) -> None:
@@ -158,9 +183,10 @@ class ServerProtocol(H2Protocol):
         if self.transport.is_closing():
             return
         config, now_s = self._server_config, asyncio.get_running_loop().time()
-        if self.processor.streams:
+        if self.processor.streams or self.processor.n_requests > self._n_requests_seen:
+            self._n_requests_seen = self.processor.n_requests
             self._used_s, self._ending_s = now_s, None
-        if not self.processor.is_greeted and now_s - self._heard_s >= config.handshake_timeout_s:
+        if not self.processor.is_greeted and now_s - self._made_s >= config.handshake_timeout_s:
             self._drop("preface_timeout")
         elif self._stuck_s is not None and now_s - self._stuck_s >= config.send_timeout_s:
             self._drop("slow_reader")
@@ -179,14 +205,14 @@ class ServerProtocol(H2Protocol):
             self.finish()
             self._ending_s = now_s  # then the client has as long again to hang up
         elif self._ending_s is None and now_s - self._used_s >= config.idle_timeout_s:
-            self._observer.refused("idle")
+            self._observer.refused("idle", self._peer)
             self.go_away()
             self._ending_s = now_s
         if not self.transport.is_closing():
             self._look_later()
 
     def _drop(self, reason: str) -> None:
-        self._observer.refused(reason)
+        self._observer.refused(reason, self._peer)
         self.abort()
 
     def go_away(self, *, last_stream_id: int = LAST_STREAM_ID) -> None:
@@ -227,6 +253,7 @@ class Door(asyncio.Protocol):
         timeout_s: float,
         opened: Callable[[Door], bool],
         closed: Callable[[Door], None],
+        failed: Callable[[str], None],
     ) -> None:
         """`protocol` gets the connection once it is safe.
 
@@ -234,12 +261,14 @@ class Door(asyncio.Protocol):
             timeout_s: of the handshake.
             opened: is called with it at first; if it returns False, the connection is dropped.
             closed: is called with it when the handshake is over.
+            failed: is called with the client's address if it came to nothing.
         """
         self._protocol = protocol
         self._context = context
         self._timeout_s = timeout_s
         self._opened = opened
         self._closed = closed
+        self._failed = failed
         self._handshake: asyncio.Task[None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -260,7 +289,9 @@ class Door(asyncio.Protocol):
                 ssl_handshake_timeout=self._timeout_s,
             )
         except OSError as error:  # of the handshake, or of the connection
-            logger.debug("no TLS with %s: %s", self._transport.get_extra_info("peername"), error)
+            peer = peer_name(self._transport.get_extra_info("peername"))
+            logger.debug("no TLS with %s: %s", peer, error)
+            self._failed(peer)
             return
         finally:
             self._closed(self)
@@ -311,6 +342,7 @@ class GrpcServer(grpclib.server.Server):
 
     def connection(self) -> ServerProtocol:
         """The protocol of a new connection."""
+        config = self._server_config
         handler = RequestHandler(
             self._mapping,
             self._codec,
@@ -319,15 +351,19 @@ class GrpcServer(grpclib.server.Server):
             tokens=self._tokens,
             observer=self._observer,
             limits_s=self._limits_s,
+            inflight=self.inflight,
+            max_calls=config.max_calls,
         )
+        # however much one connection announces, there is room for others
+        part_bytes = max(config.max_inflight_bytes // 4, config.max_message_bytes + ALWAYS_BYTES)
         return ServerProtocol(
             handler,
             self._config,
             self._h2_config,
-            max_message_bytes=self._server_config.max_message_bytes,
+            max_message_bytes=config.max_message_bytes,
             made=self._made,
             lost=self._lost,
-            inflight=self.inflight,
-            server_config=self._server_config,
+            inflight=Inflight(part_bytes, whole=self.inflight),
+            server_config=config,
             observer=self._observer,
         )

@@ -36,16 +36,13 @@ from optimized_lipsyncsrv import (
 
 from lipsync.config import MIB, MODEL_NAME, ServerConfig
 from lipsync.errors import (
-    CheckpointError,
-    DeadlineError,
+    PACKAGE_FAULTS,
     EngineClosedError,
     InternalError,
     InvalidRequestError,
     LipsyncError,
-    MediaError,
     MessageTooLargeError,
     ModelNotFoundError,
-    PackageError,
     PermissionDeniedError,
 )
 from lipsync.transport import audio_messages, messages
@@ -67,14 +64,10 @@ MAX_NAME_LENGTH = 64
 """Longer names cannot be loaded (`lipsync.config.MODEL_NAME`), and are not repeated in full."""
 MAX_PCM_BYTES = MIB
 """Audio of one message of a session: it is held as a whole while the session waits to be shown."""
-OPENING_S = 30.0
-"""How long a client may take from its call to the message that opens a session."""
 MAX_PACKAGE_LEVELS = 4
 """Folders from the folder of models to a package, itself included."""
 NO_PACKAGE = "there is no package of this path in the server's folder of models; give a path relative to that folder"
 """What is told of every package_path that is refused, whatever is there."""
-PACKAGE_FAULTS = (PackageError, CheckpointError, MediaError)
-"""What is wrong with a package is an answer to LoadPackage; anything else fails the call."""
 
 
 class Service(OptimizedLipSyncServiceBase):
@@ -92,16 +85,7 @@ class Service(OptimizedLipSyncServiceBase):
         # betterproto leaves the generator open when the call ends early: its `finally` would wait for the collector
         async with contextlib.aclosing(handler(request)) as responses:
             async for response in responses:
-                timeout = asyncio.timeout(self._config.send_timeout_s)
-                try:
-                    async with timeout:
-                        await stream.send_message(response)
-                except TimeoutError:
-                    if not timeout.expired():
-                        raise
-                    raise DeadlineError(
-                        f"the client took no answer for {self._config.send_timeout_s:g} s, and the call is ended"
-                    ) from None
+                await stream.send_message(response)
 
     async def generate_inference(
         self, optimized_inference_request: OptimizedInferenceRequest
@@ -189,11 +173,7 @@ class Service(OptimizedLipSyncServiceBase):
 
     async def stream_audio(self, audio_request_iterator: AsyncIterator[AudioRequest]) -> AsyncIterator[AudioFrame]:
         """A talking face for live audio. What is wrong with a frame is its answer; anything else ends the call."""
-        try:
-            async with asyncio.timeout(OPENING_S):
-                first = await anext(audio_request_iterator, None)
-        except TimeoutError:
-            raise DeadlineError(f"no message opened the session within {OPENING_S:g} s") from None
+        first = await anext(audio_request_iterator, None)
         if first is None or betterproto.which_one_of(first, "request")[0] != "session":
             raise InvalidRequestError("the first message of StreamAudio is `session`: the model, and how audio is sent")
         options = audio_messages.options_of(first.session)
@@ -318,8 +298,6 @@ async def _listen(speech: Speech, requests: AsyncIterator[AudioRequest]) -> None
                 raise InvalidRequestError("a session is opened once, by the first message; start another call")
             else:
                 raise InvalidRequestError("a message without content; expected pcm, flush or interrupt")
-            # what has come in already is read without a wait: others must have their turn
-            await asyncio.sleep(0)
         await speech.end()
     except LipsyncError as error:
         speech.fail(error)
@@ -343,10 +321,10 @@ def _failure(request: OptimizedInferenceRequest, error: LipsyncError) -> Optimiz
 
 
 def package_folder(models: str, path: str) -> str:
-    """The folder below the folder of models that a LoadPackage request means; links in it are not followed yet.
+    """The folder below the folder of models that a LoadPackage request means. Whether it is there, and really lies
+    below, links followed, is for the backend to tell, from what it opens.
 
-    Raises PermissionDeniedError, whose text is the same whatever is there, or is not. That it is a folder which really
-    lies below is looked at here for its name's sake: the backend has to look again, at what it opened.
+    Raises PermissionDeniedError, whose text is the same whatever was asked for.
     """
     denied = PermissionDeniedError(NO_PACKAGE)
     if not models:
@@ -361,8 +339,4 @@ def package_folder(models: str, path: str) -> str:
         raise denied
     if any(part in (".", "..") or MODEL_NAME.fullmatch(part) is None for part in parts):
         raise denied
-    folder = os.path.join(root, *parts)
-    real = os.path.realpath(folder)
-    if real == root or os.path.commonpath([root, real]) != root or not os.path.isdir(real):
-        raise denied
-    return folder
+    return os.path.join(root, *parts)

@@ -137,6 +137,18 @@ async def test_load_balancers_have_time_to_notice(backend: FakeBackend) -> None:
             await server.close()  # at once is at once
 
 
+async def test_a_drain_that_is_cancelled_stops_the_server(backend: FakeBackend) -> None:
+    async with serving(backend, drain_delay_s=60.0) as server, client_of(server) as client:
+        assert (await client.frame("anna", 1)).ok
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.1):
+                await server.drain()
+        await server.close()
+        await until(lambda: not server._connections)
+        with pytest.raises(LipsyncError):
+            await client.frame("anna", 1, timeout_s=1)
+
+
 async def test_new_calls_on_an_open_connection_while_draining(backend: FakeBackend) -> None:
     backend.gate = asyncio.Event()
     async with serving(backend, grace_s=20.0) as server, RawClient(server) as raw:

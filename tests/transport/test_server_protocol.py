@@ -9,16 +9,21 @@ from random import Random
 
 import pytest
 from h2.errors import ErrorCodes
-from h2.events import StreamReset
+from h2.events import DataReceived, StreamReset
 from h2.exceptions import ProtocolError as H2ProtocolError
+from hpack import Encoder
 from hyperframe.frame import (
     DataFrame,
     Frame,
+    GoAwayFrame,
+    HeadersFrame,
     PingFrame,
     RstStreamFrame,
     SettingsFrame,
     WindowUpdateFrame,
 )
+from hypothesis import given
+from hypothesis import strategies as st
 from optimized_lipsyncsrv import OptimizedInferenceRequest
 
 from lipsync import Client
@@ -26,7 +31,7 @@ from lipsync.config import MIB, ServerConfig
 from lipsync.errors import OverloadedError
 from lipsync.transport import server_protocol
 from lipsync.transport.calls import REFUSALS, NoObserver
-from lipsync.transport.limits import Allowance, Inflight
+from lipsync.transport.limits import ALWAYS_BYTES, FRAME_BYTES, Allowance, Inflight
 from lipsync.transport.server import Server
 from tests.transport.conftest import client_of
 from tests.transport.fake_backend import FakeBackend
@@ -45,7 +50,7 @@ class Refusals(NoObserver):
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
 
-    def refused(self, reason: str) -> None:
+    def refused(self, reason: str, peer: str = "") -> None:
         assert reason in REFUSALS
         self.counts[reason] += 1
 
@@ -73,18 +78,59 @@ def test_an_allowance() -> None:
     assert allowance.take(3) and not allowance.take()
 
 
+KIB64 = ALWAYS_BYTES
+"""Small enough never to be refused."""
+
+
 def test_what_is_in_flight() -> None:
-    inflight = Inflight(100)
-    one, two = inflight.share(), inflight.share()
-    assert one.announced(60) and one.arrived(20) and inflight.n_bytes == 60
-    assert not two.announced(60)
-    two.close()
-    assert inflight.n_bytes == 60
-    assert one.arrived(60) and inflight.n_bytes == 80  # the next message is behind it already
-    one.done(60)
-    assert inflight.n_bytes == 20
-    one.close()
+    inflight = Inflight(4 * KIB64)
+    one, two, three = inflight.share(), inflight.share(), inflight.share()
+    assert inflight.n_calls == 3
+    assert one.announced(3 * KIB64) and one.arrived(KIB64) and inflight.n_bytes == 3 * KIB64 + FRAME_BYTES
+    assert two.announced(KIB64)  # which is too much, but of a small one
+    assert not three.announced(KIB64 + 1)
+    three.close()
+    three.close()
+    assert inflight.n_calls == 2
+    two.done(0)
+    one.read()
+    one.done(KIB64)
     assert inflight.n_bytes == 0
+    with one.sending(3 * KIB64):
+        assert inflight.n_bytes == 3 * KIB64
+        with pytest.raises(OverloadedError), two.sending(2 * KIB64):
+            pass
+        one.close()  # before what was being sent has gone
+    two.close()
+    assert (inflight.n_bytes, inflight.n_calls) == (0, 0)
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 5), st.integers(0, 300_000)), max_size=40))
+def test_nothing_is_left_in_flight(steps: list[tuple[int, int, int]]) -> None:
+    whole = Inflight(2**20)
+    parts = [Inflight(2**19, whole=whole) for _ in range(2)]
+    shares = [part.share() for part in (*parts, parts[0])]
+    for which, what, n_bytes in steps:
+        share = shares[which]
+        match what:
+            case 0:
+                share.opened(n_bytes)
+            case 1:
+                share.arrived(n_bytes)
+            case 2:
+                share.announced(n_bytes)
+            case 3:
+                share.done(0)
+            case 4:
+                with contextlib.suppress(OverloadedError), share.sending(n_bytes):
+                    assert whole.n_bytes >= n_bytes
+            case 5:
+                share.close()
+                shares[which] = parts[which % 2].share()
+        assert whole.n_bytes == sum(part.n_bytes for part in parts) >= 0
+    for share in shares:
+        share.close()
+    assert [part.n_bytes for part in parts] == [0, 0] and whole.n_bytes == whole.n_calls == 0
 
 
 async def test_a_stream_too_many_is_refused_alone(backend: FakeBackend, refusals: Refusals) -> None:
@@ -296,21 +342,32 @@ async def test_who_never_reads_its_socket_is_hung_up_on(backend: FakeBackend, re
 
 async def test_all_messages_together_have_a_limit(backend: FakeBackend, refusals: Refusals) -> None:
     settings = {"max_message_bytes": MIB, "max_inflight_bytes": 2 * MIB}
-    async with server_of(backend, refusals, **settings) as server, RawClient(server) as client:
-        # two messages that are announced, and come in slowly, leave no room for a third
-        slow = [client.open("GenerateBatchInference") for _ in range(2)]
-        for stream_id in slow:
-            client.send(stream_id, prefixed(b"x" * 10, size=MIB - 10))
-        await until(lambda: server._grpc is not None and server._grpc.inflight.n_bytes > MIB)
-        third = client.open("GenerateBatchInference")
-        client.send(third, prefixed(b"x" * 10, size=MIB - 10))
-        status = await client.status(third)
-        assert status["grpc-status"] == RESOURCE_EXHAUSTED
-        assert status["grpc-retry-pushback-ms"] == "1000"
-        for stream_id in slow:
-            client.reset(stream_id)
-        await until(lambda: server._grpc is not None and server._grpc.inflight.n_bytes == 0)
-        assert await works(client)
+    async with (
+        server_of(backend, refusals, **settings) as server,
+        RawClient(server) as one,
+        RawClient(server) as two,
+        RawClient(server) as three,
+    ):
+        inflight = server._grpc.inflight if server._grpc is not None else Inflight(0)
+
+        def announce(client: RawClient) -> int:
+            stream_id = client.open("GenerateBatchInference")
+            client.send(stream_id, prefixed(b"x" * 10, size=MIB - 5000))
+            return stream_id
+
+        # what is announced and comes in slowly leaves no room for more: of this connection, then of any
+        slow = announce(one)
+        await until(lambda: inflight.n_bytes > MIB - 6000)
+        assert (await one.status(announce(one)))["grpc-status"] == RESOURCE_EXHAUSTED
+        announce(two)
+        await until(lambda: inflight.n_bytes > 2 * MIB - 12000)
+        status = await three.status(announce(three))
+        assert (status["grpc-status"], status["grpc-retry-pushback-ms"]) == (RESOURCE_EXHAUSTED, "1000")
+        # but for small ones there always is
+        assert [await works(client) for client in (one, two, three)] == [True] * 3
+        one.reset(slow)
+        two._writer.transport.abort()
+        await until(lambda: inflight.n_bytes == 0)
 
 
 async def test_what_waits_unread_counts_too(backend: FakeBackend, refusals: Refusals) -> None:
@@ -389,3 +446,111 @@ async def test_noise(backend: FakeBackend, refusals: Refusals, seed: int, caplog
             assert (await bystander.frame("anna", 1)).ok
         await until(lambda: server.calls_in_flight == 0 and len(server._connections) == 1)
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+async def test_padding_is_not_kept_in_the_books(backend: FakeBackend, refusals: Refusals) -> None:
+    async with server_of(backend, refusals) as server, RawClient(server) as client:
+        for _ in range(20):
+            stream_id = client.open("StreamInference")
+            client.h2.send_data(stream_id, prefixed(REQUEST), pad_length=200)
+            client.flush()
+            await client.until(lambda stream_id=stream_id: bool(client.of(DataReceived, stream_id=stream_id)))
+        assert server._grpc is not None
+        assert server._grpc.inflight.n_bytes < 20 * 1000
+
+
+async def test_calls_of_all_connections_have_a_limit(backend: FakeBackend, refusals: Refusals) -> None:
+    backend.gate = asyncio.Event()
+    async with server_of(backend, refusals, max_calls=5) as server, RawClient(server) as one, RawClient(server) as two:
+        streams = [(client, client.open("GenerateInference")) for client in (one, two, one, two, one)]
+        for client, stream_id in streams:
+            client.send(stream_id, prefixed(REQUEST), end=True)
+        await until(lambda: backend.in_flight == 5)
+        status = await two.status(two.open("GenerateInference", headers=(("x-request-id", "mine"),)))
+        assert (status["grpc-status"], status["grpc-retry-pushback-ms"]) == (RESOURCE_EXHAUSTED, "1000")
+        backend.gate.set()
+        for client, stream_id in streams:
+            assert (await client.status(stream_id))["grpc-status"] == "0"
+        assert await works(two)
+    assert refusals.counts["calls"] == 1
+
+
+async def test_a_call_that_never_says_anything(backend: FakeBackend, refusals: Refusals) -> None:
+    settings = {"message_timeout_s": 0.2, "idle_timeout_s": 0.3}
+    async with server_of(backend, refusals, **settings) as server, RawClient(server) as client:
+        health = "/grpc.health.v1.Health/Watch"
+        for method in ("GenerateInference", "StreamInference", "StreamAudio", health):
+            status = await client.status(client.open(method))
+            assert status["grpc-status"] == DEADLINE_EXCEEDED
+            assert "first message did not come" in status["grpc-message"]
+        await until(lambda: server.calls_in_flight == 0)
+
+
+async def test_answers_that_nobody_takes(backend: FakeBackend, refusals: Refusals) -> None:
+    backend.size = 300_000
+    settings = {"send_timeout_s": 0.3, "max_message_bytes": MIB, "max_inflight_bytes": MIB}
+    async with server_of(backend, refusals, **settings) as server, RawClient(server) as client:
+        client.reads = False
+        inflight = server._grpc.inflight if server._grpc is not None else Inflight(0)
+        streams = [client.open("GenerateInference") for _ in range(12)]
+        for stream_id in streams:
+            client.send(stream_id, prefixed(REQUEST), end=True)
+        await until(lambda: inflight.n_bytes > MIB // 2)
+        statuses = {(await client.status(stream_id))["grpc-status"] for stream_id in streams}
+        assert statuses == {RESOURCE_EXHAUSTED, DEADLINE_EXCEEDED}
+        await until(lambda: inflight.n_bytes == 0 and server.calls_in_flight == 0)
+
+
+async def test_a_client_that_says_goodbye_still_gets_its_answers(backend: FakeBackend, refusals: Refusals) -> None:
+    backend.gate = asyncio.Event()
+    async with server_of(backend, refusals) as server, RawClient(server) as client:
+        stream_id = client.open("GenerateInference")
+        client.send(stream_id, prefixed(REQUEST), end=True)
+        await until(lambda: backend.in_flight == 1)
+        client.write(GoAwayFrame(0, last_stream_id=0, error_code=0).serialize())
+        await asyncio.sleep(0.1)
+        backend.gate.set()
+        assert (await client.status(stream_id))["grpc-status"] == "0"
+
+
+async def test_a_wrong_content_length_is_one_call_s_fault(backend: FakeBackend, refusals: Refusals) -> None:
+    backend.gate = asyncio.Event()
+    async with server_of(backend, refusals) as server, RawClient(server) as client:
+        good = client.open("GenerateInference")
+        client.send(good, prefixed(REQUEST), end=True)
+        await until(lambda: backend.in_flight == 1)
+        bad = client.open("StreamInference", headers=(("content-length", "3"),))
+        client.write(DataFrame(bad, data=prefixed(REQUEST)).serialize())
+        await client.until(lambda: bool(client.of(StreamReset, stream_id=bad)))
+        backend.gate.set()
+        assert (await client.status(good))["grpc-status"] == "0"
+        assert not client.goaways()
+
+
+async def test_a_flood_of_calls_lets_others_have_their_turn(backend: FakeBackend, refusals: Refusals) -> None:
+    """10,000 calls in one piece are refused beyond the limit, and then their connection is closed."""
+    async with server_of(backend, refusals, max_streams=50) as server, client_of(server) as bystander:
+        async with RawClient(server) as client:
+            encoder = Encoder()
+            headers = [(":method", "POST"), (":scheme", "http"), (":path", "/x/Y"), (":authority", "x")]
+            flood = b""
+            for n in range(10_000):
+                frame = HeadersFrame(2 * n + 1, data=encoder.encode(headers), flags=["END_HEADERS"])
+                flood += frame.serialize()
+            client.write(flood)
+            n_turns = 0
+            while refusals.counts["flood"] == 0:
+                assert (await bystander.health()).healthy
+                n_turns += 1
+            assert n_turns > 1
+        await until(lambda: len(server._connections) == 1 and server.calls_in_flight == 0)
+    assert refusals.counts["streams"] > 500
+
+
+async def test_short_calls_one_after_another_are_no_idleness(backend: FakeBackend, refusals: Refusals) -> None:
+    async with server_of(backend, refusals, idle_timeout_s=0.3) as server, RawClient(server) as client:
+        for _ in range(30):
+            assert await works(client)
+            await asyncio.sleep(0.03)
+        assert not client.goaways()
+    assert not refusals.counts["idle"]
