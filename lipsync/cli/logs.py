@@ -94,6 +94,7 @@ class RateLimit(logging.Filter):
             str(record.msg),
             getattr(record, "method", ""),
             getattr(record, "code", ""),
+            getattr(record, "reason", ""),
         )
         began_s, seen = self._counts.pop(kind, (now_s, 0))
         if now_s - began_s >= INTERVAL_S:

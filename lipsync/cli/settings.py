@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields
@@ -24,6 +25,10 @@ OTHER_VARIABLES = {
     "LIPSYNC_CLIENT_TLS_SERVER_NAME",
 }
 """Variables that are no settings of the server: how clients reach it, the file of settings."""
+SERVICE_LINK = re.compile(r"LIPSYNC_(\w+_)?(SERVICE_(HOST|PORT\w*)|PORT_\d+_\w+)")
+SERVICE_ADDRESS = re.compile(r"(tcp|udp|sctp)://")
+"""What Kubernetes gives every container for each Service: of one named lipsync, LIPSYNC_SERVICE_HOST,
+LIPSYNC_PORT_50051_TCP and others, and LIPSYNC_PORT=tcp://10.0.0.1:50051."""
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -121,11 +126,20 @@ def _checked_type(setting: SettingInfo) -> Any:
     return setting.type
 
 
-def _check_variables() -> None:
-    known = {setting.variable for setting in SETTINGS.values()} | OTHER_VARIABLES
-    for name in os.environ:
-        if name.startswith(ENVIRONMENT_PREFIX) and name not in known:
-            raise ConfigError(f"unknown variable {name}; {_nearest(name, known)}")
+def _check_variables(given: Mapping[str, Any]) -> None:
+    settings = {setting.variable: setting for setting in SETTINGS.values()}
+    for name, value in os.environ.items():
+        if not name.startswith(ENVIRONMENT_PREFIX) or name in OTHER_VARIABLES or SERVICE_LINK.fullmatch(name):
+            continue
+        setting = settings.get(name)
+        is_link = name.endswith("_PORT") and SERVICE_ADDRESS.match(value) is not None
+        if setting is None and not is_link:
+            raise ConfigError(f"unknown variable {name}; {_nearest(name, settings.keys() | OTHER_VARIABLES)}")
+        if setting is not None and is_link and setting.name not in given:
+            raise ConfigError(
+                f"{name} is {value!r}: Kubernetes sets it for a Service of this name; say enableServiceLinks: false in "
+                f"the pod's spec, give the Service another name, or say {setting.option}"
+            )
 
 
 def load_settings(file: Path | None, options: Mapping[str, Any]) -> tuple[EngineConfig, ServerConfig]:
@@ -136,7 +150,7 @@ def load_settings(file: Path | None, options: Mapping[str, Any]) -> tuple[Engine
         options: from the command line; None or an empty tuple means not given.
     Raises ConfigError: an unknown setting (naming the nearest), a wrong type, a value out of range.
     """
-    _check_variables()
+    _check_variables(_given(options))
     from_file = _read_file(file) if file else {}
     definitions: dict[str, Any] = {
         name: (_checked_type(setting), Field(default=from_file.get(name, setting.default)))

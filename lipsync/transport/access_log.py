@@ -10,7 +10,7 @@ import logging
 
 from grpclib import Status
 
-from lipsync.transport.calls import Call
+from lipsync.transport.calls import Call, NoObserver
 from lipsync.transport.messages import SERVICE
 
 logger = logging.getLogger(__name__)
@@ -23,22 +23,16 @@ OWN_FAULTS = frozenset((Status.INTERNAL, Status.UNKNOWN, Status.DATA_LOSS))
 """What should not be. The reason was logged where it happened."""
 
 
-class AccessLog:
-    """An Observer of calls that logs their end."""
-
-    def call_started(self, call: Call) -> None: ...
-
-    def message_received(self, call: Call) -> None: ...
-
-    def message_sent(self, call: Call) -> None: ...
+class AccessLog(NoObserver):
+    """An Observer of calls that logs their end, and what was refused."""
 
     def call_ended(self, call: Call, status: Status, elapsed_s: float) -> None:
         level = _level(call, status)
         if logger.isEnabledFor(level):
             logger.log(level, "call ended", extra={"code": status.name, "duration_ms": round(elapsed_s * 1000, 1)})
 
-    def refused(self, reason: str) -> None:
-        logger.info("refused: %s", reason, extra={"reason": reason})
+    def refused(self, reason: str, peer: str = "") -> None:
+        logger.info("refused: %s", reason, extra={"reason": reason} | ({"peer": peer} if peer else {}))
 
 
 def _level(call: Call, status: Status) -> int:

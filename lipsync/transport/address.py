@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 
 from lipsync.errors import ConfigError
@@ -23,3 +24,17 @@ def parse_address(address: str) -> tuple[str, int]:
 def format_address(host: str, port: int) -> str:
     """The other way."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def ip_of(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """None for a name."""
+    try:
+        return ipaddress.ip_address(host)
+    except ValueError:
+        return None
+
+
+def is_loopback(host: str) -> bool:
+    """Whether it is an address in numbers that no other machine can reach; False for every name."""
+    ip = ip_of(host)
+    return ip is not None and (getattr(ip, "ipv4_mapped", None) or ip).is_loopback

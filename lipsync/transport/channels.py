@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import ipaddress
 import math
 import socket
 from collections.abc import Callable, Iterable
@@ -17,7 +16,7 @@ from random import random
 
 from grpclib.exceptions import StreamTerminatedError
 
-from lipsync.transport.address import format_address, parse_address
+from lipsync.transport.address import format_address, ip_of, is_loopback, parse_address
 from lipsync.transport.protocol import GrpcChannel
 
 DNS = "dns:///"
@@ -64,12 +63,12 @@ class Target:
 
     @property
     def is_name(self) -> bool:
-        return _ip(self.host) is None
+        return ip_of(self.host) is None
 
     @property
     def is_loopback(self) -> bool:
         """True if what is sent there stays on this machine."""
-        return self.host.lower() == "localhost" or _is_loopback(self.host)
+        return self.host.lower() == "localhost" or is_loopback(self.host)
 
 
 Place = tuple[str, int]
@@ -314,7 +313,7 @@ async def _places_of(target: Target) -> list[Place]:
     except UnicodeError as error:
         raise OSError(errno.EINVAL, "this is no name of a server") from error
     hosts = dict.fromkeys(_host(info[4]) for info in infos)
-    if not target.every_address and all(map(_is_loopback, hosts)):
+    if not target.every_address and all(map(is_loopback, hosts)):
         return [(target.host, target.port)]
     return [(host, target.port) for host in hosts]
 
@@ -323,18 +322,6 @@ def _host(address: tuple[str, int] | tuple[str, int, int, int] | tuple[int, byte
     """Of a socket address; with its zone, where there is one."""
     host = str(address[0])
     return f"{host}%{address[3]}" if len(address) == 4 and address[3] and "%" not in host else host
-
-
-def _ip(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    try:
-        return ipaddress.ip_address(host)
-    except ValueError:
-        return None
-
-
-def _is_loopback(host: str) -> bool:
-    ip = _ip(host)
-    return bool(ip is not None and (getattr(ip, "ipv4_mapped", None) or ip).is_loopback)
 
 
 def _too_late(limit_s: float) -> OSError:

@@ -121,8 +121,8 @@ class Client:
         tls: who the server must be, and what the client shows of itself. True: a certificate that the system's CAs
             vouch for. An SSLContext is used as it is, with ALPN set to h2. None or False: clear text.
         token: sent with every call as `authorization: Bearer ...`. It is not sent in clear text to other machines,
-            unless `insecure` says so.
-        insecure: send the token in clear text all the same, on a network that is trusted.
+            unless `insecure` says so; an `authorization` in any metadata is not either.
+        insecure: send them in clear text all the same, on a network that is trusted.
         timeout_s: the default deadline of a call, in seconds; None for no deadline. Streams have none of their own.
         connect_timeout_s: how long a connection may take, in seconds.
         max_attempts: of one call, 1 to 5, the first included.
@@ -154,26 +154,30 @@ class Client:
             raise ConfigError("addresses is empty; expected at least one, like localhost:50051")
         self._ssl, self._server_name = _tls_of(tls)
         self._timeout_s = timeout_s
+        others = [target for target in self._targets if not target.is_loopback]
+        self._exposed_to = others[0] if others and self._ssl is None and not insecure else None
         self._metadata = dict(metadata or {})
         if token is not None:
-            self._check_token(token, insecure)
+            self._check_token(token)
             self._metadata["authorization"] = f"Bearer {token}"
+        self._check_authorization(self._metadata, "the token" if token is not None else "metadata's authorization")
         self._max_message_bytes = max_message_bytes
         self._retries = Retries(max_attempts=max_attempts, overload=retry_overload)
         self._channels = Channels(
             self._targets, self._open_channel, connect_timeout_s=connect_timeout_s, resolve_s=resolve_s
         )
 
-    def _check_token(self, token: str, insecure: bool) -> None:
+    def _check_token(self, token: str) -> None:
         """Texts of errors are read by many: what the token is stands in none of them."""
         if _TOKEN.fullmatch(token) is None:
             raise ConfigError("the token is empty, or holds spaces or other characters that cannot be sent")
         if "authorization" in self._metadata:
             raise ConfigError("metadata has an authorization beside the token; give one of them")
-        others = [target for target in self._targets if not target.is_loopback]
-        if others and self._ssl is None and not insecure:
+
+    def _check_authorization(self, metadata: Mapping[str, str], what: str) -> None:
+        if "authorization" in metadata and self._exposed_to is not None:
             raise ConfigError(
-                f"the token would be sent to {others[0]} in clear text; set tls, or insecure where the network is "
+                f"{what} would be sent to {self._exposed_to} in clear text; set tls, or insecure where the network is "
                 "trusted"
             )
 
@@ -573,6 +577,7 @@ class Client:
 
     def _merged(self, metadata: Mapping[str, str] | None) -> dict[str, str]:
         merged = {**self._metadata, **(metadata or {})}
+        self._check_authorization(merged, "metadata's authorization")
         try:
             encode_metadata(merged)
         except (TypeError, ValueError) as error:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any, Self
@@ -22,9 +24,9 @@ PATH = "/metrics"
 MAX_REQUESTS = 8
 """Answered at a time; beyond it connections are closed at once."""
 STOP_S = 0.1
-"""How soon it notices that it shall stop."""
+"""How soon it notices that it shall stop, or that a request takes too long."""
 TIMEOUT_S = 5.0
-"""How long a client may be silent."""
+"""How long a request may take in all, from its connection to the last byte of its answer."""
 
 Admits = Callable[[str], bool]
 """Whether the value of an `authorization` header, "" without one, may read metrics."""
@@ -65,25 +67,37 @@ class Exporter:
 
 
 class _Server(ThreadingWSGIServer):
-    """A thread a request, with a bound."""
+    """A thread a request, with a bound on their number, and one on the time of each."""
 
     request_queue_size = 4 * MAX_REQUESTS  # of connections that come at once, each beyond it would wait for a second
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._room = threading.BoundedSemaphore(MAX_REQUESTS)
+        self._lock = threading.Lock()  # guards _ends_s, and that no socket is shut down that is closed by now
+        self._ends_s: dict[socket.socket, float] = {}  # by when each request that is being answered must be done
         super().__init__(*args, **kwargs)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        if self._room.acquire(blocking=False):
+        with self._lock:
+            has_room = len(self._ends_s) < MAX_REQUESTS
+            if has_room:
+                self._ends_s[request] = time.monotonic() + TIMEOUT_S
+        if has_room:
             super().process_request(request, client_address)
         else:
             self.shutdown_request(request)
 
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            self._room.release()
+    def shutdown_request(self, request: Any) -> None:
+        with self._lock:
+            self._ends_s.pop(request, None)
+            super().shutdown_request(request)
+
+    def service_actions(self) -> None:
+        """End what takes too long. A timeout of the socket's own would begin anew with each byte that trickles in."""
+        now_s = time.monotonic()
+        with self._lock:
+            for request in [request for request, end_s in self._ends_s.items() if now_s >= end_s]:
+                with contextlib.suppress(OSError):  # the client may have gone
+                    request.shutdown(socket.SHUT_RDWR)  # wakes its thread, which closes it
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         logger.debug("a request for metrics failed", exc_info=True)
@@ -94,8 +108,6 @@ class _ServerIPv6(_Server):
 
 
 class _Handler(WSGIRequestHandler):
-    timeout = TIMEOUT_S
-
     def log_message(self, format: str, *args: Any) -> None:
         """Nothing."""
 

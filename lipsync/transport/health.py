@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import Collection
 from typing import Any
 
@@ -16,6 +17,7 @@ from grpclib.const import Cardinality, Handler
 
 from lipsync.errors import ModelNotFoundError
 from lipsync.transport.backend import Backend
+from lipsync.transport.calls import CALL
 from lipsync.transport.health_messages import HealthCheckRequest, HealthCheckResponse
 
 NAME = "grpc.health.v1.Health"
@@ -25,7 +27,10 @@ OVERALL = ""
 MODELS = "models/"
 """Before the name of a model."""
 MAX_WATCHES = 256
-"""Watches at a time; each load balancer has one a connection."""
+"""Watches at a time."""
+MAX_WATCHES_OF_ONE = 16
+"""Of them on one connection. A load balancer has one, or one for each name; no token is asked for, so that nobody may
+take them all."""
 POLL_S = 1.0
 """How often a Watch looks whether its model came or went: a backend gives no notice."""
 
@@ -37,22 +42,18 @@ NOT_SERVING: int = HealthCheckResponse.NOT_SERVING
 class HealthService:
     """SERVING while the backend is ready and the server does not drain; a model, while it is loaded as well."""
 
-    def __init__(
-        self, backend: Backend, *, services: Collection[str], leaving: asyncio.Event, send_timeout_s: float
-    ) -> None:
+    def __init__(self, backend: Backend, *, services: Collection[str], leaving: asyncio.Event) -> None:
         """The state of a server.
 
         Args:
             backend: what it serves.
             services: full names of the services that it has, beside this one.
             leaving: set once it begins to drain.
-            send_timeout_s: how long a client may leave an answer untaken before its Watch is ended.
         """
         self._backend = backend
         self._services = frozenset([OVERALL, NAME, *services])
         self._leaving = leaving
-        self._send_timeout_s = send_timeout_s
-        self._n_watches = 0
+        self._watches: Counter[str] = Counter()  # by the client's address, which stands for its connection
 
     def __mapping__(self) -> dict[str, Handler]:
         messages = (HealthCheckRequest, HealthCheckResponse)
@@ -86,33 +87,28 @@ class HealthService:
     async def _watch(self, stream: Any) -> None:
         """The state now, and again whenever it changes. A name that is not known may become so."""
         request = await stream.recv_message()
-        if self._n_watches >= MAX_WATCHES:
-            raise GRPCError(Status.RESOURCE_EXHAUSTED, f"{MAX_WATCHES} clients watch already; use Check")
-        self._n_watches += 1
+        peer = CALL.get().peer
+        if self._watches[peer] >= MAX_WATCHES_OF_ONE:
+            raise GRPCError(Status.RESOURCE_EXHAUSTED, f"this connection has {MAX_WATCHES_OF_ONE} Watches; use Check")
+        if self._watches.total() >= MAX_WATCHES:
+            raise GRPCError(Status.RESOURCE_EXHAUSTED, f"there are {MAX_WATCHES} Watches already; use Check")
+        self._watches[peer] += 1
         try:
             await self._follow(stream, request.service)
         finally:
-            self._n_watches -= 1
+            self._watches[peer] -= 1
+            if not self._watches[peer]:
+                del self._watches[peer]
 
     async def _follow(self, stream: Any, name: str) -> None:
         told = None
         while True:
             status = self.status(name)
             if status != told:
-                await self._send(stream, status)
+                await stream.send_message(HealthCheckResponse(status=status))
                 told = status
             if self._leaving.is_set():
                 await asyncio.Event().wait()  # nothing changes any more; the server ends it
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(POLL_S):
                     await self._leaving.wait()
-
-    async def _send(self, stream: Any, status: int) -> None:
-        timeout = asyncio.timeout(self._send_timeout_s)
-        try:
-            async with timeout:
-                await stream.send_message(HealthCheckResponse(status=status))
-        except TimeoutError:
-            if not timeout.expired():
-                raise
-            raise GRPCError(Status.DEADLINE_EXCEEDED, "the client took no answer, and the call is ended") from None

@@ -202,7 +202,7 @@ class Metrics:
             if method.is_stream:
                 self._active.dec()
 
-    def refused(self, reason: str) -> None:
+    def refused(self, reason: str, peer: str = "") -> None:
         """Of the server and of the engine; each has a fixed set of reasons."""
         self._shed.labels(reason).inc()
 

@@ -29,6 +29,6 @@ class Observers:
         for observer in self._observers:
             observer.call_ended(call, status, elapsed_s)
 
-    def refused(self, reason: str) -> None:
+    def refused(self, reason: str, peer: str = "") -> None:
         for observer in self._observers:
-            observer.refused(reason)
+            observer.refused(reason, peer)

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import socket
 import ssl
 from typing import Self
 
 from lipsync.config import ServerConfig
 from lipsync.errors import ConfigError
+from lipsync.transport.address import ip_of, is_loopback
 from lipsync.transport.tls import ClientTLS, ServerTLS
 from lipsync.transport.tokens import Tokens
 
@@ -114,21 +114,7 @@ def is_public(host: str) -> bool:
     if not host:
         return True  # every address of this machine
     try:
-        addresses = [host] if _is_address(host) else [str(info[4][0]) for info in socket.getaddrinfo(host, None)]
+        addresses = [host] if ip_of(host) else [str(info[4][0]) for info in socket.getaddrinfo(host, None)]
     except (OSError, UnicodeError) as error:
         raise ConfigError(f"there is no address {host!r}: {getattr(error, 'strerror', None) or error}") from error
-    return not all(_is_loopback(address) for address in addresses)
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True
-
-
-def _is_loopback(address: str) -> bool:
-    ip = ipaddress.ip_address(address)
-    mapped = getattr(ip, "ipv4_mapped", None)
-    return bool((mapped or ip).is_loopback)
+    return not all(map(is_loopback, addresses))

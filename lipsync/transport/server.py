@@ -104,10 +104,9 @@ class Server:
     def _beside(self, service: Service) -> list[Any]:
         """The service, and those of gRPC's own beside it."""
         names = [messages.SERVICE.strip("/"), health.NAME]
-        timeout_s = self._config.send_timeout_s
         services: list[Any] = [
             service,
-            health.HealthService(self._backend, services=names, leaving=self._calls.leaving, send_timeout_s=timeout_s),
+            health.HealthService(self._backend, services=names, leaving=self._calls.leaving),
         ]
         if self._config.reflection:
             from lipsync.transport.reflection import reflection_services  # its text says why not above

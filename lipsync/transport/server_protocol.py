@@ -76,7 +76,12 @@ class ServerEventsProcessor(EventsProcessor):
     def process_data_received(self, event: DataReceived) -> None:
         super().process_data_received(event)
         stream = cast(LimitedStream | None, self.streams.get(event.stream_id or 0))
-        if event.data and stream is not None and stream.share is not None and not stream.share.arrived(len(event.data)):
+        if (
+            event.flow_controlled_length
+            and stream is not None
+            and stream.share is not None
+            and not stream.share.arrived(len(event.data))
+        ):
             stream.fail(too_much())
 
     def process_stream_reset(self, event: StreamReset) -> None:

@@ -22,27 +22,35 @@ class WatchedFiles:
         """Reads them for the first time. Raises what `read` raises: ConfigError for files that cannot be used."""
         self.paths = paths
         self._read = read
+        self._told: object = None  # how they looked when it was last told that they cannot be used, and why
         self._seen = self._look()  # before they are read, so that no change after it is missed
         read()
 
     def refresh(self, *, force: bool = False) -> None:
         """Read them again if they have changed, or at any rate. Blocks; one thread at a time.
 
-        Files that cannot be used are told of in the log, once: what was read before stays.
+        Files that cannot be used are told of in the log, once, and what was read before stays. They are tried again
+        each time, changed or not: it may not have been their fault.
         """
         seen = self._look()
         if seen == self._seen and not force:
             return
-        self._seen = seen
         shown = ", ".join(self.paths)
         try:
             self._read()
         except ConfigError as error:
-            logger.warning("not read again: %s: %s; what was read before stays in use", shown, error)
-        except Exception:  # nobody waits for an answer of whoever watches: it must not end
-            logger.exception("not read again: %s; what was read before stays in use", shown)
+            if self._is_news(seen, error) or force:
+                logger.warning("not read again: %s: %s; what was read before stays in use", shown, error)
+        except Exception as error:  # nobody waits for an answer of whoever watches: it must not end
+            if self._is_news(seen, error) or force:
+                logger.exception("not read again: %s; what was read before stays in use", shown)
         else:
+            self._seen, self._told = seen, None
             logger.info("read again: %s", shown)
+
+    def _is_news(self, seen: object, error: Exception) -> bool:
+        told, self._told = self._told, (seen, repr(error))
+        return told != self._told
 
     def _look(self) -> list[tuple[int, ...]]:
         looks = []

@@ -20,6 +20,7 @@ from lipsync.errors import InternalError
 from lipsync.transport.access_log import AccessLog
 from lipsync.transport.calls import CALL, Call
 from lipsync.transport.messages import SERVICE
+from lipsync.transport.observers import Observers
 from lipsync.transport.server import Server
 from tests.transport.conftest import client_of
 from tests.transport.fake_backend import FakeBackend
@@ -144,7 +145,10 @@ def test_what_comes_again_and_again_is_suppressed_and_counted() -> None:
 
     assert sum(limit.filter(record()) for _ in range(1000)) == logs.BURST
     assert limit.filter(record("other"))
-    assert limit.filter(record(method="/a.B/C")) and limit.filter(record(code="INTERNAL"))
+    # fields of their own each, with the same message
+    for field in ("method", "code", "reason"):
+        made = [record(**{field: value}) for value in ("one", "other") for _ in range(2 * logs.BURST)]
+        assert sum(map(limit.filter, made)) == 2 * logs.BURST
     assert all(limit.filter(record(level=logging.DEBUG)) for _ in range(1000))
     now_s[0] = logs.INTERVAL_S
     again = record()
@@ -175,6 +179,22 @@ async def test_one_line_for_a_call(backend: FakeBackend) -> None:
     assert (stream["method"], stream["code"], stream["level"]) == (SERVICE + "StreamInference", "OK", "INFO")
     assert (failed["code"], failed["request_id"]) == ("NOT_FOUND", "mine-1")
     assert failed["duration_ms"] >= 0 and failed["peer"].startswith("127.0.0.1:")
+
+
+async def test_what_is_refused_is_told_with_whom(backend: FakeBackend) -> None:
+    said = Said()
+    observer = Observers(AccessLog())
+    async with Server(backend, ServerConfig(port=0), observer=observer) as server:
+        reader, writer = await asyncio.open_connection(*server.address)
+        host, port = writer.get_extra_info("sockname")
+        writer.write(b"GET / HTTP/1.1\r\n\r\n")
+        await until(lambda: bool(said.lines))
+        writer.close()
+    record = said.records[0]
+    assert (record["message"], record["reason"]) == ("refused: malformed", "malformed")
+    assert record["peer"] == f"{host}:{port}"
+    observer.refused("idle")
+    assert "peer" not in said.records[-1]
 
 
 def ends_of(said: Said) -> list[dict[str, Any]]:

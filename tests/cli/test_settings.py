@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lipsync.cli.settings import SETTINGS, load_settings, setting_origins
+from lipsync.cli.settings import SERVICE_LINK, SETTINGS, load_settings, setting_origins
 from lipsync.config import EngineConfig, ServerConfig
 from lipsync.errors import ConfigError
 
@@ -119,6 +119,8 @@ def test_a_missing_file_and_a_misspelt_variable_are_told(tmp_path: Path, monkeyp
         ("LIPSYNC_PINED", "anna,ben", "LIPSYNC_PINED; did you mean 'LIPSYNC_PINNED'"),
         ("LIPSYNC_INSECURE", "perhaps", "setting insecure is 'perhaps'"),
         ("LIPSYNC_PORT", "true", "setting port is 'true'"),
+        ("LIPSYNC_PORT_", "1", "unknown variable LIPSYNC_PORT_"),
+        ("LIPSYNC_PROT", "tcp://10.0.0.1:1", "unknown variable LIPSYNC_PROT"),
     ],
 )
 def test_wrong_variables_of_any_kind_are_told(
@@ -127,6 +129,45 @@ def test_wrong_variables_of_any_kind_are_told(
     monkeypatch.setenv(variable, value)
     with pytest.raises(ConfigError, match=message):
         load_settings(None, {})
+
+
+def service_links(prefix: str, address: str) -> dict[str, str]:
+    """What Kubernetes puts into every container for a Service of one port."""
+    port = address.rpartition(":")[2]
+    link = f"{prefix}_PORT_{port}_TCP"
+    return {
+        f"{prefix}_SERVICE_HOST": "10.0.0.1",
+        f"{prefix}_SERVICE_PORT": port,
+        f"{prefix}_SERVICE_PORT_GRPC": port,
+        f"{prefix}_PORT": f"tcp://{address}",
+        link: f"tcp://{address}",
+        f"{link}_PROTO": "tcp",
+        f"{link}_PORT": port,
+        f"{link}_ADDR": "10.0.0.1",
+    }
+
+
+@pytest.mark.parametrize(
+    ("prefix", "setting"),
+    [("LIPSYNC", "port"), ("LIPSYNC_METRICS", "metrics_port"), ("LIPSYNC_WEB", ""), ("LIPSYNC_SERVICE", "")],
+)
+def test_a_kubernetes_service_of_the_same_name(monkeypatch: pytest.MonkeyPatch, prefix: str, setting: str) -> None:
+    """Its variables are no settings; the one that looks like a setting is told of, unless there is an option."""
+    for name, value in service_links(prefix, "10.0.0.1:50051").items():
+        monkeypatch.setenv(name, value)
+    if not setting:
+        assert load_settings(None, {}) == (EngineConfig(), ServerConfig())
+        return
+    variable = SETTINGS[setting].variable
+    with pytest.raises(ConfigError, match=f"{variable} is 'tcp://10.0.0.1:50051': .*enableServiceLinks: false"):
+        load_settings(None, {})
+    assert getattr(load_settings(None, {setting: 7})[1], setting) == 7
+    monkeypatch.setenv(variable, "8")
+    assert getattr(load_settings(None, {})[1], setting) == 8
+
+
+def test_no_setting_is_called_like_a_variable_of_kubernetes() -> None:
+    assert not [each.variable for each in SETTINGS.values() if SERVICE_LINK.fullmatch(each.variable)]
 
 
 def test_where_a_setting_comes_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

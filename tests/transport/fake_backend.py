@@ -14,6 +14,7 @@ from lipsync.errors import (
     ModelNotFoundError,
     PackageError,
     PackageProblem,
+    PermissionDeniedError,
 )
 from lipsync.types import (
     Bounds,
@@ -28,6 +29,11 @@ from lipsync.types import (
 )
 
 FRAME_COUNT = 1000
+
+
+def _is_folder_below(path: str, below: str) -> bool:
+    real, root = os.path.realpath(path), os.path.realpath(below)
+    return os.path.isdir(real) and real != root and os.path.commonpath([real, root]) == root
 
 
 def picture(model_name: str, frame_id: int, *, size: int = 64, output: Output = Output.WHOLE_FRAME) -> bytes:
@@ -257,6 +263,8 @@ class FakeBackend:
 
     async def load(self, path: str, *, name: str, below: str | None = None) -> ModelInfo:
         self.calls["load"] += 1
+        if below is not None and not await asyncio.to_thread(_is_folder_below, path, below):
+            raise PermissionDeniedError("not below")
         if self.names.get(name, path) != path:
             raise ModelExistsError(name)
         if await asyncio.to_thread(os.path.exists, os.path.join(path, "broken")):

@@ -535,6 +535,29 @@ def test_a_token_is_not_sent_in_clear_text(address: Any) -> None:
     Client(["localhost", "127.0.0.3", "[::1]:1"], token="s3cret")
 
 
+async def test_nor_is_an_authorization_in_metadata() -> None:
+    metadata = {"authorization": "Bearer s3cret"}
+    refused = pytest.raises(errors.ConfigError, match="authorization would be sent to .* in clear text; set tls, or")
+    with refused as caught:
+        Client("192.0.2.1", metadata=metadata)
+    assert "s3cret" not in str(caught.value)
+    Client("192.0.2.1", metadata=metadata, insecure=True)
+    Client("192.0.2.1", metadata=metadata, tls=True)
+    Client("localhost", metadata=metadata)
+    client = Client("192.0.2.1", metadata={"x-mine": "1"}, max_attempts=1)
+    calls = [
+        client.health(metadata=metadata),
+        client.frame("anna", 1, metadata=metadata),
+        anext(client.stream("anna", [1], metadata=metadata)),
+        anext(client.speak([b""], model="anna", metadata=metadata)),
+    ]
+    for call in calls:
+        with refused:
+            await call
+    with refused:
+        client.speech("anna", metadata=metadata)
+
+
 @pytest.mark.parametrize("token", ["", "two words", "line\n", "schlüssel", "\0"])
 def test_a_token_that_cannot_be_sent(token: str) -> None:
     with pytest.raises(errors.ConfigError, match="the token is empty, or holds spaces") as caught:

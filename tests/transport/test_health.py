@@ -12,6 +12,7 @@ import grpc.aio
 import pytest
 from grpc_health.v1 import health_pb2_grpc
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from h2.events import DataReceived
 from h2.settings import SettingCodes
 
 from lipsync.transport import health, health_messages
@@ -123,6 +124,26 @@ async def test_watches_are_limited_and_given_back(stub: Any, server: Server, mon
     again = stub.Watch(HealthCheckRequest(service=""))
     assert await told(again) == SERVING
     again.cancel()
+
+
+async def test_one_connection_cannot_take_all_watches(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(health, "MAX_WATCHES_OF_ONE", 2)
+    async with RawClient(server) as greedy, RawClient(server) as other:
+
+        def watch(raw: RawClient) -> int:
+            stream_id = raw.open(health.WATCH)
+            raw.send(stream_id, prefixed(b""), end=True)
+            return stream_id
+
+        watches = [watch(greedy) for _ in range(3)]
+        status = await greedy.status(watches[2])
+        assert status["grpc-status"] == "8" and "this connection has 2 Watches" in status["grpc-message"]
+        third = watch(other)
+        await other.until(lambda: bool(other.of(DataReceived, stream_id=third)))
+        greedy.reset(watches[0])
+        await until(lambda: len(server._calls._tasks) == 2)
+        again = watch(greedy)
+        await greedy.until(lambda: bool(greedy.of(DataReceived, stream_id=again)))
 
 
 def test_messages_are_those_of_grpc() -> None:

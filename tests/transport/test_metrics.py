@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import secrets
 import socket
+import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Iterator
@@ -13,10 +15,11 @@ from typing import Any
 
 import pytest
 from grpclib import Status
+from prometheus_client import CollectorRegistry, Gauge
 from prometheus_client.parser import text_string_to_metric_families
 
 from lipsync import Client
-from lipsync.config import ServerConfig
+from lipsync.config import MIB, ServerConfig
 from lipsync.errors import ConfigError, InvalidRequestError, LipsyncError, ModelNotFoundError
 from lipsync.transport import exporter, metrics
 from lipsync.transport.calls import REFUSALS, Call
@@ -298,6 +301,61 @@ def test_ipv6(found: Metrics) -> None:
         pytest.skip(str(error))
 
 
+def answered(port: Exporter) -> bool:
+    try:
+        return Answer(url_of(port)).status == 200
+    except OSError:
+        return False
+
+
+def is_open(connection: socket.socket) -> bool:
+    """After one more byte."""
+    try:
+        connection.send(b"x")
+        return connection.recv(1) != b""
+    except TimeoutError:
+        return True
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("start", [b"", b"GET /metrics HTTP/1.0\r\nX-Mine: "])
+def test_clients_that_trickle_do_not_keep_others_out(
+    port: Exporter, monkeypatch: pytest.MonkeyPatch, start: bytes
+) -> None:
+    """A request has one limit of time, however often there is a byte of it."""
+    monkeypatch.setattr(exporter, "TIMEOUT_S", 0.2)
+    slow = [socket.create_connection(port.address) for _ in range(exporter.MAX_REQUESTS)]
+    for each in slow:
+        each.settimeout(0.001)
+        each.send(start)
+    end_s = time.monotonic() + PATIENCE_S
+    left = slow
+    while left and time.monotonic() < end_s:
+        left = [each for each in left if is_open(each)]
+    assert not left
+    assert any(answered(port) for _ in range(1000))
+    for each in slow:
+        each.close()
+
+
+def test_a_client_that_takes_no_answer_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exporter, "TIMEOUT_S", 0.05)
+    ended = threading.Event()
+    close = exporter._Server.shutdown_request
+
+    def shutdown_request(server: Any, request: Any) -> None:
+        close(server, request)
+        ended.set()
+
+    monkeypatch.setattr(exporter._Server, "shutdown_request", shutdown_request)
+    registry = CollectorRegistry()
+    Gauge("large", "x" * 16 * MIB, registry=registry)  # more than what a socket's buffers hold
+    with Exporter(registry, host="127.0.0.1", port=0) as port, socket.create_connection(port.address) as client:
+        client.send(b"GET /metrics HTTP/1.0\r\n\r\n")
+        assert ended.wait(PATIENCE_S)
+
+
 def test_silent_clients_are_bounded_and_time_out(
     found: Metrics, port: Exporter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -306,16 +364,9 @@ def test_silent_clients_are_bounded_and_time_out(
     with socket.create_connection(port.address) as one_more:
         one_more.settimeout(PATIENCE_S)
         assert one_more.recv(1) == b""  # closed at once
-    monkeypatch.setattr(exporter._Handler, "timeout", 0.01)  # of connections from here on
     silent.pop().close()
-
-    def answered() -> bool:
-        try:
-            return Answer(url_of(port)).status == 200
-        except OSError:
-            return False
-
-    assert any(answered() for _ in range(1000))
+    assert any(answered(port) for _ in range(1000))
+    monkeypatch.setattr(exporter, "TIMEOUT_S", 0.01)  # of connections from here on
     with socket.create_connection(port.address) as late:
         late.settimeout(PATIENCE_S)
         assert late.recv(1) == b""

@@ -308,7 +308,7 @@ DENIED = "PERMISSION_DENIED: this token is not for calls of this kind"
         (LIST, [f"Bearer {METRICS}"], DENIED),
         (LIST, ["Bearer wrong-0123456789abcdef"], UNAUTHENTICATED),
         (LIST, [f"Bearer {INFER}", f"Bearer {INFER}"], UNAUTHENTICATED),
-        (LIST, [f"Bearer {'a' * 48 * 1024}"], UNAUTHENTICATED),
+        (LIST, [f"Bearer {'a' * 15 * 1024}"], UNAUTHENTICATED),
         (LOAD, [], UNAUTHENTICATED),
         (LOAD, [f"Bearer {INFER}"], DENIED),
         (SERVICE + "UnloadPackage", [f"Bearer {INFER}"], DENIED),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -82,12 +83,48 @@ def test_a_broken_file_is_told_once_and_what_was_read_stays(path: Path, caplog: 
     assert caplog.records[-1].getMessage() == f"read again: {path}"
 
 
+def test_what_could_not_be_read_for_a_moment_is_read_later(
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As when the process has no file descriptor left: the file itself does not change again."""
+    reader = Reader(path)
+    path.write_text("22")
+
+    def read_text(_: Path) -> str:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "read_text", read_text)
+        for _ in range(3):
+            reader.files.refresh()
+    assert reader.value == 1
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    reader.files.refresh()
+    assert reader.value == 22
+    n_reads = reader.n_reads
+    reader.files.refresh()
+    assert reader.n_reads == n_reads
+
+
+def test_what_is_wrong_next_is_told_as_well(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    reader = Reader(path)
+    for text in ("two", "three", "3", "two"):
+        path.write_text(text)
+        for _ in range(2):
+            reader.files.refresh()
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * 3
+    reader.files.refresh(force=True)
+    assert len(caplog.records) == 4  # who asks is answered
+
+
 def test_a_bug_in_reading_is_told_too(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     reader = Reader(path)
     path.write_bytes(b"\xff" * 3)
     reader.path = None  # type: ignore[assignment]
-    reader.files.refresh()
-    assert caplog.records[-1].levelname == "ERROR" and "AttributeError" in caplog.text
+    for _ in range(3):
+        reader.files.refresh()
+    assert [record.levelname for record in caplog.records] == ["ERROR"]
+    assert "AttributeError" in caplog.text
 
 
 def test_the_first_reading_must_succeed(path: Path) -> None:
