@@ -245,3 +245,7 @@ class InternalError(LipsyncError):
 
     def _text(self) -> str:
         return f"internal error; the server's log has the details under reference {self.reference}"
+
+
+PACKAGE_FAULTS = (PackageError, CheckpointError, MediaError)
+"""What is wrong with a package itself: it will be wrong the next time too."""

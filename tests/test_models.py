@@ -32,7 +32,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def client(models: Path) -> AsyncIterator[Client]:
-    config = EngineConfig(device="cpu", runtime="torch", load_on_demand=True, max_models=2, pinned=("anna",))
+    config = EngineConfig(device="cpu", runtime="torch-float32", load_on_demand=True, max_models=2, pinned=("anna",))
     async with (
         Engine(config, models=models) as engine,
         Server(engine, ServerConfig(port=0, models=str(models))) as server,

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import pickle
+import pickletools
 import re
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,25 @@ from lipsync.errors import CheckpointError
 MAX_NETWORK_BYTES = 2048 * 1024 * 1024
 MAX_NETWORK_CHANNELS = 2048
 """Four times the widest layer of the full-width network."""
+MAX_PICKLE_BYTES = 1024 * 1024
+"""Of the pickle in a .pth, which names the tensors and says what they are: 150 for each. Their values lie beside it."""
+
+_ZIP = b"PK\x03\x04"
+_LEGACY_PICKLES = 5
+"""At the start of a file of torch's old format: two versions, what the machine was, the tensors, their storages."""
+_ORDERED_DICT = "collections OrderedDict"
+_CALLED = (_ORDERED_DICT, *(f"torch._utils {name}" for name in ("_rebuild_tensor_v2", "_rebuild_parameter")))
+"""What a pickle of tensors calls. The first with nothing: it would copy what it is given."""
+_NAMED = frozenset(
+    (*_CALLED, *(f"torch {kind}Storage" for kind in "Double Float Half BFloat16 Long Int Short Char Byte Bool".split()))
+)
+_OPCODES = frozenset(
+    "PROTO STOP MARK GLOBAL REDUCE BUILD BINPERSID PUT BINPUT LONG_BINPUT GET BINGET LONG_BINGET NONE NEWTRUE NEWFALSE "
+    "INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT UNICODE BINUNICODE SHORT_BINSTRING BINSTRING "
+    "EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_LIST LIST APPEND APPENDS EMPTY_DICT DICT SETITEM SETITEMS".split()
+)
+_MAX_BUILDS = 100
+"""Objects that are given attributes, which copies them: a state dict is given one."""
 
 _TORCH_LOAD_ERRORS = (
     OSError,
@@ -63,7 +85,7 @@ def _read_pth(path: Path) -> Any:
     # torch.save writes protocol 2, or a zip; a pickle of another kind is not torch's.
     if start[:1] == pickle.PROTO and start[1:] != b"\x02":
         raise Fault("a bare pickle, which may hold code; nothing in it was run", expected)
-    _check_archive(path, expected)
+    _check_pickles(path, expected)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -75,20 +97,76 @@ def _read_pth(path: Path) -> Any:
         raise Fault("not a file of weights, or it is damaged or cut short", expected) from error
 
 
-def _check_archive(path: Path, expected: str) -> None:
-    """What torch.save writes is a zip; look at its list of contents alone. Raises Fault."""
-    if not zipfile.is_zipfile(path):
+def _check_pickles(path: Path, expected: str) -> None:
+    """Look at what torch.load would unpickle, where it would: torch calls some things that take any amount of memory,
+    `bytearray(10**10)` among them. Raises Fault."""
+    with path.open("rb") as file:
+        start = file.read(MAX_PICKLE_BYTES)
+    if not start.startswith(_ZIP):
+        pickles = io.BytesIO(start)
+        for _ in range(_LEGACY_PICKLES):
+            _check_pickle(pickles, expected)
         return
     try:
         with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-    except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
+            _check_archive(archive, expected)
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
         raise Fault("a damaged zip archive", expected) from error
+
+
+def _check_archive(archive: zipfile.ZipFile, expected: str) -> None:
+    entries = archive.infolist()
     unpacked = sum(entry.file_size for entry in entries)
     if unpacked > MAX_NETWORK_BYTES:
         raise Fault(f"{unpacked} bytes when unpacked", f"at most {MAX_NETWORK_BYTES}")
     if any(entry.filename.endswith("constants.pkl") for entry in entries):
         raise Fault("a TorchScript program, which is code; nothing in it was run", expected)
+    for entry in entries:
+        if entry.filename.endswith(".pkl"):
+            with archive.open(entry) as file:
+                _check_pickle(io.BytesIO(file.read(MAX_PICKLE_BYTES)), expected)
+
+
+def _check_pickle(file: io.BytesIO, expected: str) -> None:
+    """Follow a pickle to its end without making anything. Raises Fault unless it makes tensors, lists and dicts alone.
+
+    The stack has the names of what is called, "()" for an empty tuple, and nothing for all else.
+    """
+    stack: list[str | None] = []
+    marks: list[int] = []
+    memo: dict[object, str | None] = {}
+    n_builds = 0
+    try:
+        for opcode, argument, _ in pickletools.genops(file):
+            name, top = opcode.name, stack[-1] if stack else None
+            called, given = stack[-2:] if name == "REDUCE" else (None, None)
+            n_builds += name == "BUILD"
+            if name not in _OPCODES or (name == "GLOBAL" and argument not in _NAMED) or n_builds > _MAX_BUILDS:
+                raise _code(argument if name == "GLOBAL" else name, expected)
+            if name == "REDUCE" and (called not in _CALLED or (called == _ORDERED_DICT and given != "()")):
+                raise _code(called or name, expected)
+            if name == "MARK":
+                marks.append(len(stack))
+                continue
+            if name.endswith("PUT"):
+                memo[argument] = top
+                continue
+            if pickletools.markobject in opcode.stack_before:
+                n_taken = len(stack) - marks.pop() + opcode.stack_before.index(pickletools.markobject)
+            else:
+                n_taken = len(opcode.stack_before)
+            if n_taken > len(stack) - (marks[-1] if marks else 0):
+                raise ValueError("it takes what is not there")
+            del stack[len(stack) - n_taken :]
+            tags = {"GLOBAL": argument, "EMPTY_TUPLE": "()"}
+            made = memo[argument] if name.endswith("GET") else tags.get(name)
+            stack.extend([made] * len(opcode.stack_after))
+    except (ValueError, LookupError, UnicodeError) as error:
+        raise Fault("not a file of weights, or it is damaged", expected) from error
+
+
+def _code(what: object, expected: str) -> Fault:
+    return Fault(f"its pickle holds code ({str(what).replace(' ', '.')}); nothing in it was run", expected)
 
 
 def check_network_size(checkpoint: Mapping[str, Any]) -> None:

@@ -9,19 +9,15 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from lipsync.errors import (
-    CheckpointError,
+    PACKAGE_FAULTS,
     DeadlineError,
-    MediaError,
     ModelExistsError,
     OverloadedError,
-    PackageError,
     PermissionDeniedError,
 )
 
 logger = logging.getLogger(__name__)
 
-PACKAGE_FAULTS = (PackageError, CheckpointError, MediaError)
-"""What is wrong with a package itself: it will be wrong the next time too."""
 FAILED_FOR_S = 10.0
 """How long a package that is there but cannot be loaded is not tried again."""
 RETRY_AFTER_MS = 1000

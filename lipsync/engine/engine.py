@@ -7,7 +7,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -19,7 +19,6 @@ from lipsync.engine.live import LiveAudio
 from lipsync.engine.memory import device_bytes
 from lipsync.engine.model import USED_VIDEOS, FrameRequest, Model, Progress
 from lipsync.engine.observer import EngineObserver, Unobserved
-from lipsync.engine.pacing import Refusals
 from lipsync.engine.repository import Repository
 from lipsync.engine.runtime import resolve_device
 from lipsync.engine.scheduler import Scheduler
@@ -57,9 +56,6 @@ class _Users:
     def __init__(self, cache: ResultCache, live: LiveAudio) -> None:
         self._cache = cache
         self._live = live
-
-    def in_use(self, model: Model) -> bool:
-        return self._live.in_use(model)
 
     def replaced(self, model: Model) -> None:
         self._cache.drop_model(model)
@@ -104,13 +100,12 @@ class Engine:
         self._scheduler: Scheduler | None = None
         self._cache = ResultCache(self.config.result_cache_mb * MIB)
         self._memory = MemoryFloor(self.config.min_free_mb)
-        self._live = LiveAudio(self.config, ended=self._session_ended, admit=self._memory.check)
+        self._live = LiveAudio(self.config, admit=self._memory.check)
         folder = None if models is None else Path(models)
         users = _Users(self._cache, self._live)
         self._repository = Repository(self.config, self._device, folder, users, self._observer)
         self._models = self._repository.models
         self._n_preparing = 0
-        self._refusals = Refusals()
         self._freeing = self._repository.freeing
         self._closing: asyncio.Task[None] | None = None
         self._closed = False
@@ -122,8 +117,8 @@ class Engine:
 
     @property
     def ready(self) -> bool:
-        """False from `close` on."""
-        return not self._closed
+        """False from `close` on, or once it can make no more frames for a fault of its own."""
+        return not self._closed and (self._scheduler is None or self._scheduler.running)
 
     def usage(self) -> EngineUsage:
         """What it holds at this moment."""
@@ -191,7 +186,7 @@ class Engine:
         calls. Calls and sessions that began with the old one end with it, and then it is freed. If it cannot be loaded
         the old one stays. For as long as both are there they may take more than models_budget_mb.
         """
-        async with self._refusals_paced("models"):
+        with self._refusals_told("models"):
             model, already = await self._repository.load(path, name=name, below=below, progress=progress)
         if model not in self._repository.versions:
             raise EngineClosedError(f"model {model.name!r} was unloaded")
@@ -203,9 +198,6 @@ class Engine:
         Raises ModelNotFoundError. With `load_on_demand` the next frame that is asked for loads it again.
         """
         await self._repository.unload(name)
-
-    def _session_ended(self, model: Model) -> None:
-        self._repository.session_ended(model)
 
     def models(self) -> list[ModelInfo]:
         """The loaded models, by name."""
@@ -325,8 +317,8 @@ class Engine:
 
         Arguments are those of `frame`. A frame that cannot be made has its `error` set, and the others still come.
         Frames that are in the result cache do not wait for a place in a batch.
-        Raises OverloadedError if they do not fit into the queue or too little memory is left (then none was started; it
-        is raised at once, but for callers who never pause between refusals), EngineClosedError.
+        Raises OverloadedError at once if they do not fit into the queue or too little memory is left (then none was
+        started), EngineClosedError.
         """
         self._check_open()
         arrived_s = time.perf_counter()
@@ -374,7 +366,7 @@ class Engine:
             self._observer.frame_finished(frame, looked_up=looked_up)
 
     async def _wanted(self, model_name: str, n_frames: int, deadline_s: float | None) -> None:
-        async with self._refusals_paced("models"):
+        with self._refusals_told("models"):
             await self._repository.wanted(model_name, n_frames, deadline_s)
 
     def _check(
@@ -412,7 +404,9 @@ class Engine:
                 admit=self._memory.check,
             )
         lane = self._repository.versions[model].lane
-        async with self._refusals_paced("frames"):
+        with self._refusals_told("frames"):
+            if not realtime:
+                self._scheduler.check(len(requests))  # before anything is prepared for what is refused
             lane.hold()  # an unload waits for these frames from here on
             try:
                 requests = await self._with_backgrounds(model, requests, deadline_s)
@@ -441,17 +435,13 @@ class Engine:
                 raise result
         return frames
 
-    @contextlib.asynccontextmanager
-    async def _refusals_paced(self, what: str) -> AsyncIterator[None]:
-        """What is refused for overload in here is told at once, but for callers that never pause: they wait for it.
-
-        `what` there is too much of: one of the observer's REFUSALS.
-        """
+    @contextlib.contextmanager
+    def _refusals_told(self, what: str) -> Iterator[None]:
+        """Tell the observer of what is refused for overload in here: `what` is one of its REFUSALS."""
         try:
             yield
         except OverloadedError:
             self._observer.refused(what)
-            await asyncio.sleep(self._refusals.hold_s(time.monotonic()))
             raise
 
     async def _with_backgrounds(
@@ -516,9 +506,9 @@ class Engine:
             self._count(model, [frame])
             return frame
 
-        with self._repository.used(model):
-            async with self._refusals_paced("sessions"):
-                session = await self._live.open(model, options, make)
+        with contextlib.ExitStack() as use, self._refusals_told("sessions"):
+            use.enter_context(self._repository.used(model))
+            session = await self._live.open(model, options, make, use)
         if self._closed or model not in self._repository.versions:
             await session.close()
             raise EngineClosedError(f"model {model_name!r} was unloaded")
@@ -565,7 +555,7 @@ class Engine:
         quality = self._quality(options.jpeg_quality)
         frames_wanted = range(start_frame, start_frame + frame_count)
         with self._repository.used(model):
-            async with self._refusals_paced("recordings"):
+            with self._refusals_told("recordings"):
                 left_s = None if deadline_s is None else deadline_s - time.monotonic()
                 windows = await self._live.windows(model, pcm, options, frames_wanted, audio_start_frame, left_s)
             self._check_open()
@@ -615,15 +605,3 @@ def _lost(request: FrameRequest) -> LipsyncError | None:
 
 def _key(model: Model | None, request: FrameRequest) -> FrameKey:
     return FrameKey(model, request.frame_id, request.output, request.jpeg_quality)
-
-
-async def _wait_through_cancellation(work: asyncio.Future[Model]) -> None:
-    """Wait for the end of work that cannot be cancelled, and be cancelled only then."""
-    cancelled = False
-    while not work.done():
-        try:
-            await asyncio.wait([work])
-        except asyncio.CancelledError:
-            cancelled = True
-    if cancelled:
-        raise asyncio.CancelledError

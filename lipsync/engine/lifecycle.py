@@ -45,8 +45,7 @@ class Version:
     Attributes:
         fingerprint: of the files that it was loaded from.
         last_used: grows with every use, of all models.
-        n_calls: that are being answered with it.
-        left: set once no session uses it any more, or its sessions were ended.
+        n_users: calls that are being answered with it, and sessions that are open.
     """
 
     model: Model
@@ -54,9 +53,9 @@ class Version:
     fingerprint: Fingerprint
     lane: ModelLane = field(init=False)
     last_used: int = 0
-    n_calls: int = 0
-    left: asyncio.Event = field(default_factory=asyncio.Event)
+    n_users: int = 0
     _idle: asyncio.Event = field(default_factory=asyncio.Event)
+    _last_bytes: int | None = None
 
     def __post_init__(self) -> None:
         self.lane = Lane(self.model)
@@ -64,21 +63,30 @@ class Version:
 
     @contextlib.contextmanager
     def used(self, now: int) -> Iterator[None]:
-        """Count a call."""
+        """Count a call or a session."""
         self.last_used = now
-        self.n_calls += 1
+        self.n_users += 1
         self._idle.clear()
         try:
             yield
         finally:
-            self.n_calls -= 1
-            if not self.n_calls:
+            self.n_users -= 1
+            if not self.n_users:
                 self._idle.set()
 
     async def idle(self) -> None:
-        """Wait until no call, no queued frame and no thread uses it. Nothing may begin to."""
+        """Wait until no call, no session, no queued frame and no thread uses it. Nothing may begin to."""
         await self._idle.wait()
         await self.lane.idle()
+
+    @property
+    def expected_bytes(self) -> int:
+        """What the model keeps in memory, about; from `closing` on what it kept then."""
+        return self.model.expected_bytes if self._last_bytes is None else self._last_bytes
+
+    def closing(self) -> None:
+        """The model is about to give its memory back, in a thread: it must not be asked any more."""
+        self._last_bytes = self.model.expected_bytes
 
 
 @dataclass(frozen=True)
@@ -109,12 +117,22 @@ def least_used(candidates: Iterable[Candidate], *, n_models: int, n_bytes: int) 
 
 
 def estimate_bytes(package: ModelPackage) -> int:
-    """What a package will keep in memory once it is loaded and its whole frames are prepared, about."""
+    """What a package will keep in memory once it is loaded, its whole frames are prepared and its audio encoder is
+    read, about."""
     crops, body = package.videos["crops_328"], package.videos["full_body"]
     features = 0 if package.features_memory_mapped else package.features.nbytes
     network: int = sum(tensor.numel() * tensor.element_size() for tensor in package.network.state_dict().values())
     whole = int(body.frame_count * body.width * body.height * BYTES_PER_PIXEL)
-    return crops.decoded_bytes + features + network + whole
+    return crops.decoded_bytes + features + network + whole + package.sizes.get("audio_encoder", 0)
+
+
+@dataclass
+class _Looks:
+    """What was seen of a package on disk at the last look, and what was told of one that could not be loaded: its
+    fingerprint, and whether that is for good."""
+
+    seen: Fingerprint | None = None
+    told: tuple[Fingerprint, bool] | None = None
 
 
 class Watch:
@@ -122,26 +140,21 @@ class Watch:
     same from one look to the next. A package may still be on its way when it is first seen."""
 
     def __init__(self) -> None:
-        self._seen: dict[str, Fingerprint] = {}
-        self._failed: dict[str, Fingerprint] = {}
-        self._told: dict[str, Fingerprint] = {}
+        self._looks: dict[str, _Looks] = {}
 
     def look(self, name: str, loaded: Fingerprint, found: Fingerprint) -> bool:
         """Whether to load a package anew that looks like this."""
-        before, self._seen[name] = self._seen.get(name), found
-        return found != loaded and found == before and self._failed.get(name) != found
+        looks = self._looks.setdefault(name, _Looks())
+        before, looks.seen = looks.seen, found
+        return found != loaded and found == before and looks.told != (found, True)
 
     def failed(self, name: str, found: Fingerprint, *, for_good: bool) -> bool:
         """It could not be loaded; `for_good` says that trying again is of no use. Whether that is news."""
-        if for_good:
-            self._failed[name] = found
-        news = self._told.get(name) != found
-        self._told[name] = found
-        return news
+        looks = self._looks.setdefault(name, _Looks())
+        before, looks.told = looks.told, (found, for_good)
+        return looks.told != before
 
     def keep(self, names: Iterable[str]) -> None:
         """Forget all packages but these."""
         kept = set(names)
-        for table in (self._seen, self._failed, self._told):
-            for name in [name for name in table if name not in kept]:
-                del table[name]
+        self._looks = {name: looks for name, looks in self._looks.items() if name in kept}

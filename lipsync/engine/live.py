@@ -8,6 +8,7 @@ import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 from torch import Tensor
@@ -47,18 +48,18 @@ def fast_encoder(encoder: AudioEncoder) -> Encoder:
 class LiveAudio:
     """Audio encoders, read when they are first needed, and sessions, limited in number."""
 
-    def __init__(self, config: EngineConfig, *, ended: Callable[[Model], None], admit: Callable[[], None]) -> None:
-        """`ended` is called with the model of each session that is over; `admit` before one is opened: it raises
-        OverloadedError."""
+    def __init__(self, config: EngineConfig, *, admit: Callable[[], None]) -> None:
+        """`admit` is called before a session is opened: it raises OverloadedError."""
         self._config = config
         self._admit = admit
-        self._ended = ended
         self._encoders: dict[Model | Path, asyncio.Future[Encoder]] = {}  # of a model's own, or for all others
         self._sessions: dict[SpeechSession, Model] = {}
+        self._uses: dict[SpeechSession, ExitStack] = {}  # of those that use their models still
         self._n_recordings = 0
         self._threads = ThreadPoolExecutor(max(1, n_cores() // 2), "lipsync-hear")
-        # Apart, so that sessions do not wait for recordings.
+        # Apart, so that sessions do not wait for recordings, nor any of both for an encoder that is read.
         self._recording_thread = ThreadPoolExecutor(1, "lipsync-hear-recording")
+        self._reading_thread = ThreadPoolExecutor(1, "lipsync-hear-reading")
         self._closing = threading.Event()
 
     async def encoder(self, model: Model) -> Encoder:
@@ -69,7 +70,7 @@ class LiveAudio:
         reading = self._encoders.get(key)
         if reading is None:
             loop = asyncio.get_running_loop()
-            reading = loop.run_in_executor(self._recording_thread, _read_encoder, path, file)
+            reading = loop.run_in_executor(self._reading_thread, _read_encoder, path, file)
             self._encoders[key] = reading
         try:
             return await asyncio.shield(reading)
@@ -114,8 +115,12 @@ class LiveAudio:
             stop.set()
             self._n_recordings -= 1
 
-    async def open(self, model: Model, options: SpeechOptions, make: MakeFrame) -> SpeechSession:
-        """A new session. Raises OverloadedError if there are as many as may be, CheckpointError."""
+    async def open(self, model: Model, options: SpeechOptions, make: MakeFrame, use: ExitStack) -> SpeechSession:
+        """A new session. It takes over `use`, which is closed once the session uses its model no more: when it is over,
+        or was ended by `fail`.
+
+        Raises OverloadedError if there are as many as may be, CheckpointError.
+        """
         self._check_room()
         encoder = await self.encoder(model)
         self._check_room()
@@ -137,20 +142,21 @@ class LiveAudio:
             closed=self._closed,
         )
         self._sessions[session] = model
+        self._uses[session] = use.pop_all()
         return session
 
     def _closed(self, session: SpeechSession) -> None:
-        model = self._sessions.pop(session, None)
-        if model is not None:
-            self._ended(model)
+        self._sessions.pop(session, None)
+        self._leave(session)
+
+    def _leave(self, session: SpeechSession) -> None:
+        use = self._uses.pop(session, None)
+        if use is not None:
+            use.close()
 
     def __len__(self) -> int:
         """Sessions that are open."""
         return len(self._sessions)
-
-    def in_use(self, model: Model) -> bool:
-        """Whether sessions of it are open."""
-        return model in self._sessions.values()
 
     def _check_room(self) -> None:
         if len(self._sessions) >= self._config.max_sessions:
@@ -170,13 +176,14 @@ class LiveAudio:
         for session, of in list(self._sessions.items()):
             if model is None or of is model:
                 session.fail(error)
+                self._leave(session)
 
     async def close(self) -> None:
         """End all sessions."""
         for session in list(self._sessions):
             await session.close()
         self._closing.set()
-        for threads in (self._threads, self._recording_thread):
+        for threads in (self._threads, self._recording_thread, self._reading_thread):
             await asyncio.to_thread(threads.shutdown)
 
 

@@ -241,9 +241,9 @@ class Model:
 
     @property
     def expected_bytes(self) -> int:
-        """What it will keep in memory, about, once its whole frames are prepared."""
+        """What it will keep in memory, about, once its whole frames are prepared and its audio encoder is read."""
         parts = sum(part.memory_bytes for part in self.parts if part.role != "full_body")
-        return parts + self._backgrounds.expected_nbytes
+        return parts + self._backgrounds.expected_nbytes + self.package.sizes.get("audio_encoder", 0)
 
     def backgrounds(self, jpeg_quality: int) -> BackgroundTrack:
         """Whole frames of a quality less their faces; they begin to be prepared if nobody asked for them before.

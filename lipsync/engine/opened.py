@@ -16,7 +16,8 @@ from lipsync.engine.faults import Fault
 
 FD_FOLDER = Path("/proc/self/fd")
 HAS_FDS = FD_FOLDER.is_dir()
-LEAVES = "it is a link that leaves the package's folder"
+LEAVES = "it is a link that leaves the package's folder or leads nowhere"
+"""Told of both alike: what is outside, and what is not, is nobody's business."""
 EXPECTED = "a file inside the package's folder"
 _FILE = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 _FOLDER = os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY
@@ -116,7 +117,13 @@ class OpenedFolder(_Opened):
     def _open(self, parts: PurePosixPath) -> OpenedFile:
         if HAS_FDS:
             # A handle alone: devices do nothing, and FIFOs do not wait for their other end.
-            fd = os.open(parts, os.O_PATH | os.O_CLOEXEC, dir_fd=self.fd)
+            try:
+                fd = os.open(parts, os.O_PATH | os.O_CLOEXEC, dir_fd=self.fd)
+            except OSError:
+                found = self._look(parts)
+                if found is not None and stat.S_ISLNK(found.st_mode):
+                    raise Fault(LEAVES, EXPECTED) from None
+                raise
         else:
             place = os.path.realpath(self.path / parts)
             if not Path(place).is_relative_to(self.path):
@@ -166,11 +173,23 @@ class OpenedFolder(_Opened):
             os.close(fd)
 
     def exists(self, relative: str) -> bool:
-        """True if there is anything of this path, wherever it leads."""
-        try:
-            return (self.path / relative).exists()
-        except (OSError, ValueError):
-            return False
+        """True if there is anything of this path below, or a link on the way to it: where that leads is not looked
+        at."""
+        return self._look(PurePosixPath(relative)) is not None
+
+    def _look(self, parts: PurePosixPath) -> os.stat_result | None:
+        """What a path leads to, or the first link on the way there; None if there is nothing, or the path leaves."""
+        if parts.is_absolute() or ".." in parts.parts:
+            return None
+        found = None
+        for n in range(1, len(parts.parts) + 1):
+            try:
+                found = os.stat(PurePosixPath(*parts.parts[:n]), dir_fd=self.fd, follow_symlinks=False)
+            except (OSError, ValueError):
+                return None
+            if stat.S_ISLNK(found.st_mode):
+                break
+        return found
 
 
 def mark_of(found: os.stat_result) -> Mark:

@@ -1,10 +1,10 @@
-"""Who goes first, in plain numbers: reservations for callers that keep to a video's pace, and the pace of refusals.
+"""Who goes first, in plain numbers: reservations for callers that keep to a video's pace.
 
 A caller whose frames are wanted in real time holds a reservation from its first frame on, if the device has time left
 for 25 more frames a second: first come, first served. One caller may always hold one, however slow the device is: a
 stream that stutters is better than none. A reservation lasts while its caller asks for no more than that, and lapses
-when it asks for nothing, so that nobody has to give it back. Whoever asks for more is in a hurry of its own making: it
-loses the reservation, and is not given another before it has kept to the pace for a while.
+when it asks for nothing or next to nothing, so that nobody has to give it back. Whoever asks for more is in a hurry of
+its own making: it loses the reservation, and is not given another before it has kept to the pace for a while.
 
 A stream in a hurry is told from one in real time at once: it begins with more frames than START_CREDIT, or it has as
 many waiting as it may. A holder that has kept to the pace is trusted with more, so that one whose network stood still
@@ -32,7 +32,10 @@ what was guessed wrong."""
 FULL = 1.0
 """Reserved time from which on the latest reservation is taken back: frames have become slower than they were."""
 LAPSE_S = 2.0
-"""A reservation lapses after as long without a frame."""
+"""A reservation lapses after as long without a frame, or with less than LEAST_USE of its pace."""
+LEAST_USE = 0.25
+"""Of its pace that a holder asks for at least, or of the device's where that is slower: what is reserved for it and not
+asked for is lost to others."""
 BARRED_S = 10.0
 """For which a caller that asked for more than its pace is given no reservation."""
 MAX_CALLERS = 1024
@@ -40,13 +43,6 @@ MAX_CALLERS = 1024
 
 WEIGHT = 0.1
 """Of the latest value in a moving mean: about 20 values matter."""
-
-REFUSALS_PER_S = 100
-"""Refusals that go out in a second: each costs an event loop about a millisecond, whose cores make frames too."""
-REFUSALS_AT_ONCE = 50
-"""Refusals that go out without a wait after a quiet time: whoever heeds what they say never waits for one."""
-MAX_HOLD_S = 1.0
-"""Longest that a refusal is held back."""
 
 
 def moving_mean(mean: float | None, value: float) -> float:
@@ -64,6 +60,8 @@ class _Caller:
         barred_until_s: before which it is given no reservation.
         load: of the device's time that is reserved for it.
         n_before: reservations that were given before its own.
+        since_s: when its frames were begun to be counted.
+        n_frames: that it has asked for since then.
     """
 
     credit: float
@@ -71,6 +69,8 @@ class _Caller:
     barred_until_s: float = -math.inf
     load: float = 0.0
     n_before: int = 0
+    since_s: float = 0.0
+    n_frames: int = 0
 
 
 class Reservations:
@@ -87,9 +87,9 @@ class Reservations:
         """Reservations that are held."""
         return len(self._holders)
 
-    @property
-    def load(self) -> float:
+    def load(self, now_s: float) -> float:
         """Of the device's time that is reserved: 0 to about 1."""
+        self._lapse(now_s)
         return self._load
 
     def asks(
@@ -115,7 +115,9 @@ class Reservations:
         else:
             known.credit -= n_frames
         load = 0.0 if frame_s is None else FRAMES_PER_S * frame_s
-        if held is not None:
+        if held is not None and not self._is_worth_it(held, n_frames, now_s, frame_s):
+            self._give_back(caller)
+        elif held is not None:
             self._load += load - held.load
             held.load = load
             self._holders.move_to_end(caller)
@@ -129,6 +131,7 @@ class Reservations:
             and (not self._holders or self._load + load <= CAPACITY)
         ):
             known.load, known.n_before = load, self._n_given
+            known.since_s, known.n_frames = now_s, n_frames
             self._load += load
             self._n_given += 1
             self._holders[caller] = known
@@ -137,6 +140,16 @@ class Reservations:
         if len(self._others) > MAX_CALLERS:
             self._others.popitem(last=False)
         return False
+
+    def _is_worth_it(self, held: _Caller, n_frames: int, now_s: float, frame_s: float | None) -> bool:
+        """Count its frames: False if it has asked for too few of late to keep what is reserved for it."""
+        held.n_frames += n_frames
+        if now_s - held.since_s < LAPSE_S:
+            return True
+        pace_fps = FRAMES_PER_S if not frame_s else min(FRAMES_PER_S, 1 / frame_s)
+        enough = held.n_frames >= LEAST_USE * pace_fps * LAPSE_S
+        held.since_s, held.n_frames = now_s, 0
+        return enough
 
     def _may_be_taken_back(self, held: _Caller) -> bool:
         """Whether it is the latest, and not the only one: that one has nobody to make room for."""
@@ -155,16 +168,3 @@ class Reservations:
                     self._give_back(caller)
                 else:
                     del callers[caller]
-
-
-class Refusals:
-    """How long to hold back each refusal, so that those who never pause do not take the time of those who wait."""
-
-    def __init__(self) -> None:
-        self._next_s = -math.inf
-
-    def hold_s(self, now_s: float) -> float:
-        """For one more refusal: 0 to MAX_HOLD_S."""
-        earliest_s = now_s - REFUSALS_AT_ONCE / REFUSALS_PER_S
-        self._next_s = min(max(self._next_s, earliest_s) + 1 / REFUSALS_PER_S, now_s + MAX_HOLD_S)
-        return max(0.0, self._next_s - now_s)

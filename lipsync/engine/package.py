@@ -42,7 +42,10 @@ OLD_MANIFEST = "package_info.json"
 
 MIB = 1024 * 1024
 MAX_MANIFEST_BYTES = MIB
-MAX_RECTANGLES_BYTES = 64 * MIB
+MAX_RECTANGLES_BYTES = 16 * MIB
+RECTANGLES_BYTES = 4096
+"""Of their file, and RECTANGLE_BYTES more a frame: all of Python stands still while it parses JSON, 0.15 s a MiB."""
+RECTANGLE_BYTES = 512
 MAX_DECODED_BYTES = 64 * 1024 * MIB
 """All videos together as uint8 RGB."""
 
@@ -514,7 +517,9 @@ class _Opening:
         self.frame_count = counts.get("full_body", next(iter(counts.values()), None))
 
     def open_rectangles(self, file: OpenedFile) -> None:
-        rows = parse_rectangles(read_json(file.readable, MAX_RECTANGLES_BYTES))
+        # Without a video that can be read nobody knows how many there should be: as many as fit into a MiB.
+        n_bytes = MIB if self.frame_count is None else RECTANGLES_BYTES + RECTANGLE_BYTES * self.frame_count
+        rows = parse_rectangles(read_json(file.readable, min(n_bytes, MAX_RECTANGLES_BYTES)))
         body = self.videos.get("full_body")
         check_rectangles(rows, (body.width, body.height) if body else None)
         if self.frame_count is not None and len(rows) != self.frame_count:

@@ -16,8 +16,8 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,7 +25,7 @@ from typing import Any, Protocol
 import torch
 
 from lipsync.config import MIB, MODEL_NAME, EngineConfig
-from lipsync.engine.demand import PACKAGE_FAULTS, RETRY_AFTER_MS, Demands
+from lipsync.engine.demand import RETRY_AFTER_MS, Demands
 from lipsync.engine.lifecycle import Candidate, Source, Version, Watch, estimate_bytes, least_used
 from lipsync.engine.model import Model, ModelOptions, Progress
 from lipsync.engine.observer import EngineObserver
@@ -33,6 +33,7 @@ from lipsync.engine.package import Fingerprint, ModelPackage, check_folder, find
 from lipsync.engine.runtime import device_errors
 from lipsync.engine.video import DecodingStopped
 from lipsync.errors import (
+    PACKAGE_FAULTS,
     ConfigError,
     EngineClosedError,
     InternalError,
@@ -51,19 +52,18 @@ BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
 """Sizes that a GPU is made ready for, up to max_batch_size: others are filled up to the next."""
 LOADS_AT_A_TIME = 2
 """Packages that are loaded side by side; each decodes its videos in threads of its own. Others wait their turn."""
+MAX_REMEMBERED = 10_000
+"""Models that made room for others and whose packages are remembered because their names do not tell."""
 
 
 class Users(Protocol):
-    """What uses models, and is told what becomes of them."""
-
-    def in_use(self, model: Model) -> bool:
-        """Whether a session of live audio uses it."""
+    """What keeps something of models, and is told what becomes of them."""
 
     def replaced(self, model: Model) -> None:
         """Another version took its place; sessions go on with it."""
 
     def unloaded(self, model: Model) -> None:
-        """It must not be used any more."""
+        """It must not be used any more; its sessions are over."""
 
     def freed(self, model: Model) -> None:
         """Nothing uses it any more, and its memory is given back."""
@@ -76,11 +76,13 @@ class _Loading:
     It stays in the table until its thread has ended, also after the last who wanted it has gone.
 
     Attributes:
+        job: the thread's; can be cancelled until it begins.
         reserved_bytes: what it will take; 0 until its package is open and room was made.
         stopped_by: why `stop` was set, if nobody left is to blame.
     """
 
     source: Source
+    job: Future[Model] = field(init=False, repr=False)
     stop: threading.Event = field(default_factory=threading.Event)
     n_waiters: int = 0
     reserved_bytes: int = 0
@@ -115,8 +117,9 @@ class Repository:
         self._observer = observer
         self.models: dict[str, Model] = {}
         self.versions: dict[Model, Version] = {}
-        self.freeing: dict[asyncio.Task[None], Model] = {}
+        self.freeing: dict[asyncio.Task[None], Version] = {}
         self._loading: dict[str, _Loading] = {}
+        self._remembered: dict[str, Source] = {}  # of models that made room, where their names do not tell
         self._demands = Demands(self._load_wanted, max_waiting=config.max_queue_size)
         self._uses = itertools.count(1)
         self._watch = Watch()
@@ -135,7 +138,7 @@ class Repository:
 
     @contextlib.contextmanager
     def used(self, model: Model) -> Iterator[Version]:
-        """Count a call: until it is over the model is not put out to make room, and not freed."""
+        """Count a call or a session: until it is over the model is not put out to make room, and not freed."""
         version = self.versions[model]
         with version.used(next(self._uses)):
             yield version
@@ -143,12 +146,6 @@ class Repository:
     def touch(self, model: Model) -> None:
         """It was asked for something."""
         self.versions[model].last_used = next(self._uses)
-
-    def session_ended(self, model: Model) -> None:
-        """A session of a model is over."""
-        version = self.versions.get(model)
-        if version is not None and not self._users.in_use(model):
-            version.left.set()
 
     async def wanted(self, name: str, n_frames: int, deadline_s: float | None) -> None:
         """A model is asked for: with `load_on_demand` it is loaded, if there is one. `find` tells whether it is there.
@@ -162,7 +159,11 @@ class Repository:
 
     async def _load_wanted(self, name: str) -> None:
         assert self._folder is not None
-        await self.load(self._folder / name, name=name, below=self._folder)
+        source = self._remembered.get(name)
+        if source is None:
+            await self.load(self._folder / name, name=name, below=self._folder)
+        else:
+            await self.load(source.path, name=name, below=source.below)
 
     # Loading
 
@@ -173,14 +174,18 @@ class Repository:
         name: str | None = None,
         below: str | os.PathLike[str] | None = None,
         progress: Progress | None = None,
+        instead_of: Version | None = None,
     ) -> tuple[Model, bool]:
-        """As `Engine.load`. Returns the model, and whether it was there already."""
+        """As `Engine.load`. Returns the model, and whether it was there already.
+
+        `instead_of`: the version to replace. If it is not the one that new calls use any more: EngineClosedError.
+        """
         if name is None:
             name = Path(os.path.normpath(path)).name  # noqa: ASYNC240  # text alone
         if not MODEL_NAME.fullmatch(name):
             raise InvalidRequestError(f"model name {name!r} is not allowed; use 1 to 64 of A-Z a-z 0-9 . _ -")
         source = await asyncio.to_thread(_find_source, path, below)
-        loading = await self._loading_of(name, source, progress)
+        loading = await self._loading_of(name, source, progress, instead_of)
         if loading is None:
             return self.models[name], True
         loading.n_waiters += 1
@@ -194,14 +199,19 @@ class Repository:
             loading.n_waiters -= 1
             if not loading.n_waiters and not loading.work.done():
                 loading.stop.set()
+                loading.job.cancel()
                 await _wait_through_cancellation(loading.work)
         return model, False
 
-    async def _loading_of(self, name: str, source: Source, progress: Progress | None) -> _Loading | None:
+    async def _loading_of(
+        self, name: str, source: Source, progress: Progress | None, instead_of: Version | None
+    ) -> _Loading | None:
         """The load that is under way or begins now; None if the package is loaded as it is on disk."""
         while True:
             self._check_open()
             loading, model = self._loading.get(name), self.models.get(name)
+            if instead_of is not None and model is not instead_of.model:
+                raise EngineClosedError(f"model {name!r} was unloaded")
             if loading is not None and loading.stop.is_set():
                 await asyncio.wait([loading.work])  # nobody wanted it any more; it is just ending
                 continue
@@ -232,9 +242,8 @@ class Repository:
             )
         loading = _Loading(source)
         loop = asyncio.get_running_loop()
-        loading.work = loop.run_in_executor(
-            self._threads, self._load_blocking, loop, source, name, progress, loading.stop
-        )
+        loading.job = self._threads.submit(self._load_blocking, loop, source, name, progress, loading.stop)
+        loading.work = asyncio.wrap_future(loading.job)
         self._loading[name] = loading
         loading.work.add_done_callback(lambda work: self._loaded(name, work))
         return loading
@@ -289,11 +298,12 @@ class Repository:
         if work.cancelled() or work.exception() is not None:
             return
         model = work.result()
+        version = Version(model, loading.source, model.package.fingerprint)
         if loading.stop.is_set():  # too late to be interrupted, but nobody wants it
-            model.close()
+            self._start_freeing(version, "freed what nobody waits for any more of")
             return
         old = self.models.get(name)
-        version = Version(model, loading.source, model.package.fingerprint)
+        self._remembered.pop(name, None)
         version.last_used = next(self._uses)
         # From one to the next between two calls: none sees neither, or both.
         self.models[name], self.versions[model] = model, version
@@ -302,8 +312,9 @@ class Repository:
             extra={"model": name},
         )
         if old is not None:
+            version.lane.expect_pace_of(self.versions[old].lane)
             self._users.replaced(old)
-            self._start_freeing(self.versions[old])
+            self._start_freeing(self.versions[old], "freed the version before of")
         self._trim(name)
         if self._config.reload_s and self._watcher is None:
             self._watcher = asyncio.create_task(self._watch_packages(), name="lipsync-reload")
@@ -315,23 +326,23 @@ class Repository:
         """Whether models are unloaded to make room for others, or loads refused."""
         return self._config.load_on_demand or self._config.models_budget_mb > 0
 
-    def _bytes_over(self, more: int) -> int:
-        """How much too much there would be with so many bytes more."""
+    def _bytes_over(self, versions: Iterable[Version], more: int) -> int:
+        """How much too much these and so many bytes more would be."""
         if not self._config.models_budget_mb:
             return 0
-        return sum(model.expected_bytes for model in self.versions) + more - self._config.models_budget_mb * MIB
+        return sum(version.expected_bytes for version in versions) + more - self._config.models_budget_mb * MIB
 
     def _candidates(self, keep: str) -> list[Candidate]:
         busy = {keep, *self._config.pinned, *self._loading, *self._demands.names}
         return [
             Candidate(name, model.expected_bytes, self.versions[model].last_used)
             for name, model in self.models.items()
-            if name not in busy and not self.versions[model].n_calls and not self._users.in_use(model)
+            if name not in busy and not self.versions[model].n_users
         ]
 
     async def _make_room(self, name: str, n_bytes: int) -> None:
-        """Unload others until a model of this size fits. Raises OverloadedError if that is not enough; then none was
-        unloaded."""
+        """Unload others until a model of this size fits; what is on its way out counts until it is gone, and is waited
+        for first. Raises OverloadedError if that is not enough; then none was unloaded."""
         loading = self._loading[name]
         budget = self._config.models_budget_mb * MIB
         if budget and n_bytes > budget:
@@ -340,16 +351,24 @@ class Repository:
                 f"({self._config.models_budget_mb} MiB, models_budget_mb)",
                 retry_after_ms=-1,
             )
-        others = [other for other in self._loading.values() if other is not loading and other.reserved_bytes]
-        more = n_bytes + sum(other.reserved_bytes for other in others)
-        old = self.models.get(name)
-        if old is not None:
-            more -= old.expected_bytes
+        while True:
+            others = [other for other in self._loading.values() if other is not loading and other.reserved_bytes]
+            more = n_bytes + sum(other.reserved_bytes for other in others)
+            old = self.models.get(name)
+            if old is not None:
+                more -= old.expected_bytes
+            over = self._bytes_over({*self.versions.values(), *self.freeing.values()}, more)
+            leaving = [freeing for freeing, version in self.freeing.items() if version.model not in self.versions]
+            if over <= 0 or not leaving:
+                break
+            await asyncio.wait(leaving, return_when=asyncio.FIRST_COMPLETED)
+            if loading.stop.is_set():
+                raise DecodingStopped
         names = self.models.keys() | {name} | {n for n, other in self._loading.items() if other in others}
         victims, enough = least_used(
             self._candidates(name),
             n_models=len(names) - self._config.max_models,
-            n_bytes=self._bytes_over(more),
+            n_bytes=over,
         )
         if not enough:
             raise OverloadedError(
@@ -363,13 +382,14 @@ class Repository:
     def _trim(self, name: str) -> None:
         """After a load, when it is known what the model takes."""
         others = sum(loading.reserved_bytes for loading in self._loading.values())
-        victims, enough = least_used(self._candidates(name), n_models=0, n_bytes=self._bytes_over(others))
+        over = self._bytes_over(self.versions.values(), others)
+        victims, enough = least_used(self._candidates(name), n_models=0, n_bytes=over)
         for victim in victims:
             self._put_out(victim, name)
         if not enough:
             logger.warning(
                 "models take about %d MiB more than they may (models_budget_mb), and all others are in use or pinned",
-                self._bytes_over(others) // MIB + 1,
+                self._bytes_over(self.versions.values(), others) // MIB + 1,
             )
 
     def _put_out(self, name: str, for_name: str) -> asyncio.Task[None]:
@@ -377,51 +397,47 @@ class Repository:
         logger.info("unloading %s to make room for %s", name, for_name)
         version = self.versions.pop(model)
         self._users.unloaded(model)
-        version.left.set()
-        return self._start_freeing(version)
+        if self._folder is None or version.source.path != Path(os.path.abspath(self._folder / name)):
+            self._remembered[name] = version.source
+            if len(self._remembered) > MAX_REMEMBERED:
+                del self._remembered[next(iter(self._remembered))]
+        return self._start_freeing(version, "unloaded")
 
     # Unloading
 
     async def unload(self, name: str) -> None:
         """As `Engine.unload`."""
+        self._remembered.pop(name, None)
         self.find(name)
         loading = self._loading.get(name)
         if loading is not None:  # a newer version: it would bring the name back
             loading.stopped_by = f"model {name!r} was unloaded"
             loading.stop.set()
-        freeing = [task for task, model in self.freeing.items() if model in self.versions and model.name == name]
+        of_name = [model for model in self.versions if model.name == name]
+        freeing = [task for task, version in self.freeing.items() if version.model in of_name]
         current = self.models.pop(name)
-        for model in [model for model in self.versions if model.name == name]:
+        for model in of_name:
             version = self.versions.pop(model)
             self._users.unloaded(model)
-            version.left.set()
             if model is current:
-                freeing.append(self._start_freeing(version))
+                freeing.append(self._start_freeing(version, "unloaded"))
         await asyncio.shield(asyncio.gather(*freeing))
 
-    def _start_freeing(self, version: Version) -> asyncio.Task[None]:
+    def _start_freeing(self, version: Version, what: str) -> asyncio.Task[None]:
         """Free a model once nothing uses it any more. A task of its own: whoever asked for it may stop waiting, but the
-        memory must come back."""
-        model = version.model
-        if not self._users.in_use(model):
-            version.left.set()
-        freeing = asyncio.create_task(self._free(version), name=f"lipsync-unload-{model.name}")
-        self.freeing[freeing] = model
+        memory must come back. `what` was done then, for the log: "unloaded"."""
+        freeing = asyncio.create_task(self._free(version, what), name=f"lipsync-unload-{version.model.name}")
+        self.freeing[freeing] = version
         freeing.add_done_callback(self.freeing.pop)
         return freeing
 
-    async def _free(self, version: Version) -> None:
+    async def _free(self, version: Version, what: str) -> None:
         model = version.model
-        while True:
-            await version.left.wait()
-            await version.idle()
-            if model not in self.versions or not self._users.in_use(model):
-                break
-            version.left.clear()  # a call that has ended meanwhile was to open a session
-        replaced = self.versions.pop(model, None) is not None
+        await version.idle()
+        self.versions.pop(model, None)
         self._users.freed(model)
+        version.closing()
         await asyncio.to_thread(model.close)
-        what = "freed the version before of" if replaced else "unloaded"
         logger.info("%s %s", what, model.name, extra={"model": model.name})
 
     # Reloading
@@ -446,12 +462,17 @@ class Repository:
         if not self._watch.look(name, version.fingerprint, found):
             return
         try:
-            await self.load(version.source.path, name=name, below=version.source.below)
+            await self.load(version.source.path, name=name, below=version.source.below, instead_of=version)
         except EngineClosedError:
             return
         except LipsyncError as error:
-            if self._watch.failed(name, found, for_good=isinstance(error, (*PACKAGE_FAULTS, PermissionDeniedError))):
-                logger.error("%s changed on disk and cannot be loaded anew; it serves on as it was: %s", name, error)
+            never = isinstance(error, OverloadedError) and error.retry_after_ms == -1
+            for_good = never or isinstance(error, (*PACKAGE_FAULTS, PermissionDeniedError))
+            if self._watch.failed(name, found, for_good=for_good):
+                level, how = (logging.ERROR, "cannot") if for_good else (logging.WARNING, "could not yet")
+                logger.log(
+                    *(level, "%s changed on disk and %s be loaded anew; it serves on as it was: %s", name, how, error)
+                )
 
     # Closing
 
@@ -474,8 +495,8 @@ class Repository:
 
     def stop_preparing(self) -> None:
         """Prepare no more whole frames."""
-        for model in {*self.models.values(), *self.versions, *self.freeing.values()}:
-            model.stop_preparing()
+        for version in {*self.versions.values(), *self.freeing.values()}:
+            version.model.stop_preparing()
 
     async def close(self) -> None:
         """Free all models. Nothing may use them any more; sessions were ended."""

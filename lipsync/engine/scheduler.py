@@ -113,6 +113,11 @@ class Lane(Generic[Item, Made, Done]):
         self._idle = asyncio.Event()
         self._idle.set()
 
+    def expect_pace_of(self, before: Lane[Any, Any, Any]) -> None:
+        """Items will take about as long as in the lane whose place this one takes: one slow batch does not count for
+        all of them."""
+        self.item_s, self.finish_s = before.item_s, before.finish_s
+
     def add(
         self,
         future: asyncio.Future[Done],
@@ -222,7 +227,14 @@ class Scheduler:
         self._lanes: dict[Lane[Any, Any, Any], None] = {}  # those with waiting items, next one first
         self._work_arrived = asyncio.Event()
         self._closed = False
+        self._fault: InternalError | None = None
         self._runner = asyncio.create_task(self._run(), name="lipsync-scheduler")
+        self._runner.add_done_callback(self._runner_ended)
+
+    @property
+    def running(self) -> bool:
+        """False from `close` on, or once it has failed itself: it takes no more items then."""
+        return not self._runner.done() and not self._closed
 
     @property
     def n_waiting(self) -> int:
@@ -247,10 +259,12 @@ class Scheduler:
             deadline_s: `time.monotonic()` from which on they are not started any more, but fail with DeadlineError.
             realtime: whether the caller wants them at the video's pace, and a reservation for that.
         Returns a future an item. Cancelling it takes the item out of the queue if it has not started.
-        Raises OverloadedError if they do not fit, EngineClosedError after `close`.
+        Raises OverloadedError if they do not fit, EngineClosedError after `close`, InternalError if it has failed.
         """
         if self._closed:
             raise EngineClosedError("the engine is closed")
+        if self._fault is not None:
+            raise InternalError(self._fault.reference)
         reserved = self._reserved(lane, caller, len(items)) if realtime and caller is not None else False
         if not reserved and self._admit is not None:
             self._admit()
@@ -294,6 +308,12 @@ class Scheduler:
             return None
         return max(lane.item_s, lane.finish_s / self._n_finish_threads)
 
+    def check(self, n_items: int) -> None:
+        """Raises OverloadedError if items would be refused now whose caller holds no reservation."""
+        if self._admit is not None:
+            self._admit()
+        self._check_room(n_items)
+
     def _check_room(self, n_items: int) -> None:
         n_waiting = self.n_waiting
         if n_waiting + n_items > self._max_queue_size:
@@ -307,12 +327,14 @@ class Scheduler:
         """In how long half of what waits will have gone: who comes earlier finds no room, who comes later may find an
         idle device."""
         waiting_s = sum(lane.n_waiting * (self._pace_s(lane) or UNMEASURED_S) for lane in self._lanes)
-        share = max(1 - self._reservations.load, 1 / (RESERVED_IN_A_ROW + 1))
+        share = max(1 - self._reservations.load(time.monotonic()), 1 / (RESERVED_IN_A_ROW + 1))
         return round(min(max(waiting_s / 2 / share * 1000, RETRY_MS[0]), RETRY_MS[1]))
 
     async def _run(self) -> None:
         while not self._closed:
             self._work_arrived.clear()
+            # Of what was cancelled or late nothing waits, and nothing keeps its model from being freed.
+            self._lanes = {lane: None for lane in self._lanes if lane.n_waiting}
             if not self._lanes:
                 await self._work_arrived.wait()
                 continue
@@ -370,8 +392,13 @@ class Scheduler:
             lane.last_batch_size, lane.last_batch_end_s = len(batch), time.monotonic()
         lane.item_s = moving_mean(lane.item_s, (lane.last_batch_end_s - started_s) / len(batch))
         for (future, item), one in zip(batch.items(), made, strict=True):
-            finishing = loop.run_in_executor(self._finish_threads, _timed, lane.work.finish, item, one)
-            finishing.add_done_callback(partial(self._settle, lane, future))
+            try:
+                finishing = loop.run_in_executor(self._finish_threads, _timed, lane.work.finish, item, one)
+            except RuntimeError as unforeseen:  # there are too many threads to start one
+                self._fail(future, _told(unforeseen))
+                self._release(lane)
+            else:
+                finishing.add_done_callback(partial(self._settle, lane, future))
 
     def _settle(
         self, lane: Lane[Item, Made, Done], future: asyncio.Future[Done], finishing: asyncio.Future[tuple[Done, float]]
@@ -405,14 +432,26 @@ class Scheduler:
     async def close(self) -> None:
         """Refuse what waits, let what runs finish, end the threads."""
         self._closed = True
-        for lane in self._lanes:
-            for future in lane.waiting():
-                self._fail(future, EngineClosedError("the engine was closed before the frame's turn came"))
+        self._fail_waiting(lambda: EngineClosedError("the engine was closed before the frame's turn came"))
         self._work_arrived.set()
-        await self._runner
+        await asyncio.wait([self._runner])  # its fault, if it had one, is told already
         while self._n_started:
             await self._next_finished()
         await asyncio.to_thread(self._shut_down_threads)
+
+    def _runner_ended(self, runner: asyncio.Task[None]) -> None:
+        """Nothing that waits gets a turn any more: that must not hang."""
+        if runner.cancelled():
+            self._closed = True
+            self._fail_waiting(lambda: EngineClosedError("the engine was stopped before the frame's turn came"))
+        elif (error := runner.exception()) is not None:
+            fault = self._fault = InternalError.logged(error, "the scheduler")
+            self._fail_waiting(lambda: InternalError(fault.reference))
+
+    def _fail_waiting(self, error: Callable[[], LipsyncError]) -> None:
+        for lane in self._lanes:
+            for future in lane.waiting():
+                self._fail(future, error())
 
     def _shut_down_threads(self) -> None:
         self._device_thread.shutdown()
@@ -429,7 +468,8 @@ def _fail_late(
 
     def fail() -> None:
         for future in futures:
-            if lane.discard(future, caller=caller):
+            # one that was cancelled is taken out of the queue only when its callbacks have their turn
+            if lane.discard(future, caller=caller) and not future.done():
                 future.set_exception(DeadlineError(TOO_LATE))
 
     def one_done(future: asyncio.Future[Done]) -> None:

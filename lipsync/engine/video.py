@@ -29,9 +29,9 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
-from lipsync.engine import mp4_guard
 from lipsync.engine.h264 import H264Track
 from lipsync.engine.memory import available_bytes
+from lipsync.engine.mp4_guard import BOXES_PER_LOOK, check_claims
 from lipsync.engine.opened import OpenedFile, mark_of
 from lipsync.errors import DeviceError, MediaError
 
@@ -139,20 +139,20 @@ def _read_track(file: BinaryIO, start: int, end: int, header: _Header, handler: 
             _read_track(file, body, stop, header, handler)
         elif kind == b"hdlr" and stop - body >= 12 and not handler:
             handler.append(file.read(12)[8:12])
-        elif kind == b"stsz" and stop - body >= 12:
-            _, size, count = struct.unpack(">III", file.read(12))
-            # FFmpeg allocates an index of `count` entries whatever the file holds.
-            if (4 * count if size == 0 else 0) > stop - body - 12 or count * size > os.fstat(file.fileno()).st_size:
-                raise MediaError(f"its index claims {count} samples, more than the file can hold")
-            if handler[:1] == [b"vide"]:
-                header.samples = count
+        elif kind == b"stsz" and stop - body >= 12 and handler[:1] == [b"vide"]:
+            header.samples = int.from_bytes(file.read(12)[8:12], "big")
         elif kind == b"stsd" and stop - body >= 44 and handler[:1] == [b"vide"]:
             header.width, header.height = struct.unpack(">HH", file.read(44)[40:44])
 
 
-def _read_header(path: Path) -> _Header:
+def _read_header(path: Path, stop_signal: StopSignal | None) -> _Header:
     """What the boxes of an MP4 file claim, read without FFmpeg. Raises MediaError."""
     header, fragmented, has_index = _Header(), False, False
+
+    def go_on() -> None:
+        if stop_signal is not None and stop_signal.is_set():
+            raise DecodingStopped
+
     with path.open("rb") as file:
         end = os.fstat(file.fileno()).st_size
         if not end:
@@ -163,6 +163,8 @@ def _read_header(path: Path) -> _Header:
         for number, (kind, body, stop) in enumerate(_boxes(file, 0, end)):
             if number > MAX_TOP_BOXES:
                 raise MediaError(f"more than {MAX_TOP_BOXES} MP4 boxes; export it again")
+            if number % BOXES_PER_LOOK == 0:
+                go_on()
             fragmented |= kind == b"moof"
             if kind == b"moov":
                 has_index = True
@@ -171,7 +173,7 @@ def _read_header(path: Path) -> _Header:
                 for child, child_body, child_stop in _boxes(file, body, stop):
                     if child == b"trak":
                         _read_track(file, child_body, child_stop, header, [])
-        mp4_guard.check_claims(file)
+        check_claims(file, go_on=go_on)
     if not has_index:
         raise MediaError(f"no index (moov box) in it; {CUT_SHORT}")
     if fragmented:
@@ -274,7 +276,7 @@ def probe_video(
 
 
 def _probe(path: Path, max_side: int, max_pixels: int, max_frames: int, stop: StopSignal | None) -> VideoInfo:
-    header = _read_header(path)
+    header = _read_header(path, stop)
     _check_size(header.width, header.height, max_side, max_pixels)
     if header.samples is not None and header.samples > max_frames:
         raise MediaError(f"{header.samples} frames; expected at most {max_frames}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,9 @@ import pytest
 from lipsync.config import MIB, EngineConfig
 from lipsync.engine.admission import LOOK_S, RETRY_MS, MemoryFloor
 from lipsync.engine.engine import Engine
-from lipsync.errors import OverloadedError
+from lipsync.engine.model import Model
+from lipsync.engine.scheduler import Scheduler
+from lipsync.errors import InternalError, OverloadedError
 from lipsync.types import SpeechOptions
 from tests.packages import make_package
 
@@ -76,3 +80,39 @@ async def test_an_engine_without_memory_refuses_frames_and_sessions(
         with pytest.raises(OverloadedError, match="min_free_mb"):
             await engine.speech("anna", SpeechOptions())
         assert (await engine.frame("anna", 0)).jpeg == kept.jpeg  # takes none
+
+
+async def test_an_engine_whose_scheduler_has_failed_is_not_ready(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(_: Scheduler) -> None:
+        raise ZeroDivisionError
+
+    package = make_package(tmp_path / "anna", frames=2)
+    async with Engine(EngineConfig(device="cpu")) as engine:
+        await engine.load(package)
+        assert engine.ready
+        with monkeypatch.context() as patch, caplog.at_level(logging.ERROR):
+            patch.setattr(Scheduler, "_next_lane", broken)
+            with pytest.raises(InternalError) as told:
+                await asyncio.wait_for(engine.frame("anna", 0), 20)
+        assert not engine.ready
+        assert told.value.reference in caplog.text
+        with pytest.raises(InternalError, match=told.value.reference):
+            await asyncio.wait_for(engine.frame("anna", 1), 20)
+        await asyncio.wait_for(engine.unload("anna"), 20)
+
+
+async def test_refusals_are_told_at_once_and_prepare_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = Memory(0)
+    monkeypatch.setattr("lipsync.engine.engine.MemoryFloor", lambda min_free_mb: memory.floor(min_free_mb))
+    package = make_package(tmp_path / "anna", frames=2)
+    async with Engine(EngineConfig(device="cpu", min_free_mb=100)) as engine:
+        await engine.load(package)
+        prepared: list[int] = []
+        monkeypatch.setattr(Model, "backgrounds", lambda _, quality: prepared.append(quality))
+        monkeypatch.setattr(asyncio, "sleep", lambda *_: pytest.fail("held back"))
+        for _ in range(200):
+            with pytest.raises(OverloadedError):
+                await engine.frame("anna", 0, jpeg_quality=33)
+        assert not prepared

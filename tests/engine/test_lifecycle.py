@@ -69,6 +69,7 @@ def test_a_package_that_cannot_be_loaded_is_told_once_and_not_tried_again_until_
     assert watch.failed("anna", NEW, for_good=False)  # no memory, say
     assert watch.look("anna", LOADED, NEW)
     assert not watch.failed("anna", NEW, for_good=False)
+    assert watch.failed("anna", NEW, for_good=True)  # which nobody knew yet
 
 
 def test_a_watch_keeps_nothing_of_models_that_are_gone() -> None:
@@ -92,7 +93,7 @@ async def test_a_version_is_idle_between_calls() -> None:
     await version.idle()
     with version.used(5):
         with version.used(6):
-            assert (version.n_calls, version.last_used) == (2, 6)
+            assert (version.n_users, version.last_used) == (2, 6)
         waiting: asyncio.Task[Any] = asyncio.create_task(version.idle())
         await asyncio.sleep(0)
         assert not waiting.done()
@@ -102,10 +103,22 @@ async def test_a_version_is_idle_between_calls() -> None:
     assert not waiting.done()
     version.lane.finished()
     await waiting
-    assert version.n_calls == 0
+    assert version.n_users == 0
+
+
+def test_a_version_that_is_closing_is_not_asked_any_more() -> None:
+    model = SimpleNamespace(expected_bytes=7)
+    version = Version(cast(Model, model), Source(Path("/a"), Path("/a")), LOADED)
+    model.expected_bytes = 8
+    assert version.expected_bytes == 8
+    version.closing()
+    del model.expected_bytes
+    assert version.expected_bytes == 8
 
 
 def test_an_estimate_counts_what_is_decoded(tmp_path: Path) -> None:
-    package = ModelPackage.open(make_package(tmp_path / "a", frames=12, with_optional=False))
+    folder = make_package(tmp_path / "a", frames=12, with_optional=False, audio_encoder=True)
+    package = ModelPackage.open(folder)
     crops, network = 12 * 328 * 328 * 3, sum(p.numel() * 4 for p in package.network.parameters())
-    assert crops + network < estimate_bytes(package) < crops + network + 12 * 640 * 360
+    known = crops + network + (folder / "audio_encoder.safetensors").stat().st_size
+    assert known < estimate_bytes(package) < known + 12 * 640 * 360

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import threading
 import zlib
 from pathlib import Path
 
@@ -106,6 +107,91 @@ def test_more_boxes_than_any_video_has(unread: Path, monkeypatch: pytest.MonkeyP
     add(unread, box(b"udta", box(b"free", b"") * 100))
     with pytest.raises(MediaError, match="more than 100 MP4 boxes"):
         probe_video(unread)
+
+
+def test_more_notes_than_any_video_has(unread: Path) -> None:
+    add(unread, box(b"udta", box(b"free", b"") * (mp4_guard.MAX_OTHER_BOXES + 1)))
+    with pytest.raises(MediaError, match="more than 20000 MP4 boxes"):
+        probe_video(unread)
+
+
+def test_fragments_and_boxes_on_top_may_be_more(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mp4_guard, "MAX_OTHER_BOXES", 100)
+    fragment = box(b"moof", box(b"mfhd", bytes(8)) + box(b"traf", box(b"tfhd", bytes(8))))
+    add(clip, (fragment + box(b"mdat", b"")) * 100)
+    with clip.open("rb") as file:
+        mp4_guard.check_claims(file)
+
+
+def test_a_walk_can_be_stopped(clip: Path) -> None:
+    stop = threading.Event()
+    add(clip, box(b"udta", box(b"free", b"") * (2 * mp4_guard.BOXES_PER_LOOK)))
+    n_looks = 0
+
+    def go_on() -> None:
+        nonlocal n_looks
+        n_looks += 1
+        raise InterruptedError
+
+    with clip.open("rb") as file, pytest.raises(InterruptedError):
+        mp4_guard.check_claims(file, go_on=go_on)
+    assert n_looks == 1
+    stop.set()
+    with pytest.raises(video.DecodingStopped):
+        probe_video(clip, stop=stop)
+
+
+def table(kind: bytes, *rows: tuple[int, ...]) -> bytes:
+    return box(kind, struct.pack(">II", 0, len(rows)) + b"".join(struct.pack(f">{len(row)}I", *row) for row in rows))
+
+
+def track(*boxes: bytes) -> bytes:
+    return box(b"trak", box(b"stbl", b"".join(boxes)))
+
+
+CHUNKS = table(b"stco", *[(40,)] * 10)
+
+
+@pytest.mark.parametrize(
+    "boxes",
+    [
+        [track(table(b"stsc", (1, 2 * 10**9, 1)), CHUNKS)],
+        [track(CHUNKS, table(b"stsc", (1, 1, 1), (10, 2 * 10**9, 1)))],
+        [track(table(b"stsc", (1, 10**8, 1)), table(b"co64", *[(0, 40)] * 10))],
+        [track(table(b"stsc", (1, 3 * 10**7, 1)), CHUNKS)] * 2,
+        [track(table(b"stsc", (1, 2 * 10**9, 1))), CHUNKS],
+        [track(table(b"elst", *[(9, 0, 1)] * 16), box(b"stsz", struct.pack(">III", 0, 1, 300_000))), bytes(300_000)],
+    ],
+)
+def test_an_index_of_more_entries_than_any_video_needs(unread: Path, boxes: list[bytes]) -> None:
+    add(unread, *boxes)
+    with unread.open("rb") as file, pytest.raises(MediaError, match="claims more than 3200000 entries"):
+        mp4_guard.check_claims(file)
+
+
+@pytest.mark.parametrize(
+    ("boxes", "said"),
+    [
+        ([track()] * 17, "more than 16 tracks"),
+        ([track(table(b"elst", *[(9, 0, 1)] * 17))], "more than 16 edits"),
+        ([track(box(b"elst", struct.pack(">II", 0, 10**9)))], "more than 16 edits"),
+        ([track(table(b"stsc", (1, 1, 1)), table(b"stsc", (1, 1, 1)))], "there twice"),
+        ([track(table(b"stsc", (1, 2 * 10**9, 1), (1, 1, 1)), CHUNKS)], "in disorder"),
+        ([track(table(b"stsc", (2, 1, 1)))], "in disorder"),
+        ([track(table(b"stsc", *((i + 1, 1, 1) for i in range(200_001))))], "too long"),
+    ],
+)
+def test_tracks_that_are_unlike_any_videos(unread: Path, boxes: list[bytes], said: str) -> None:
+    add(unread, *boxes)
+    with unread.open("rb") as file, pytest.raises(MediaError, match=said):
+        mp4_guard.check_claims(file)
+
+
+def test_two_hours_of_plain_sound_are_no_fault(clip: Path) -> None:
+    two_hours = 48_000 * 7200
+    add(clip, track(table(b"stsc", (1, 24_000, 1)), table(b"stco", *[(40,)] * (two_hours // 24_000))))
+    with clip.open("rb") as file:
+        mp4_guard.check_claims(file)
 
 
 def test_boxes_nested_without_end(unread: Path) -> None:

@@ -6,18 +6,23 @@ import asyncio
 import gc
 import logging
 import math
+import shutil
 import threading
 import time
 import weakref
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lipsync.config import EngineConfig
+from lipsync.engine.engine import Engine
 from lipsync.engine.pacing import START_CREDIT
 from lipsync.engine.scheduler import RESERVED_IN_A_ROW, RESERVED_ROOM, Lane, Scheduler
 from lipsync.errors import DeadlineError, DeviceError, EngineClosedError, InternalError, OverloadedError
+from tests.packages import make_package
 
 TIMEOUT_S = 20
 
@@ -152,6 +157,95 @@ async def test_an_unforeseen_exception_is_logged_under_the_reference_that_caller
     assert isinstance(results[1], InternalError)
     assert "secret" not in str(results[1]) and results[1].reference in str(results[1])
     assert "secret -7" in caplog.text and results[1].reference in caplog.text
+
+
+async def test_a_model_that_is_freed_after_its_last_item_was_late_harms_nobody(scheduler: Scheduler) -> None:
+    work, freed = Numbers(), Numbers()
+    lane, freed_lane = Lane(work), Lane(freed)
+    work.gate.clear()
+    running = scheduler.submit(lane, [0])
+    assert await asyncio.to_thread(work.running.wait, TIMEOUT_S)
+    late = scheduler.submit(freed_lane, [1], deadline_s=time.monotonic() + 0.01)
+    (cancelled,) = scheduler.submit(freed_lane, [2])
+    cancelled.cancel()
+    results = await asyncio.wait_for(asyncio.gather(*late, return_exceptions=True), TIMEOUT_S)
+    assert isinstance(results[0], DeadlineError)
+    await asyncio.wait_for(freed_lane.idle(), TIMEOUT_S)
+    del freed.largest_useful_batch  # as of a model that is closed
+    work.gate.set()
+    assert await asyncio.wait_for(asyncio.gather(*running, *scheduler.submit(lane, [3])), TIMEOUT_S) == [1, 7]
+    assert scheduler.running
+
+
+async def test_a_scheduler_that_fails_tells_all_who_wait_and_closes(caplog: pytest.LogCaptureFixture) -> None:
+    scheduler = Scheduler(max_batch_size=1, max_queue_size=10)
+    work, broken = Numbers(), Numbers()
+    del broken.largest_useful_batch
+    lane, broken_lane = Lane(work), Lane(broken)
+    with caplog.at_level(logging.ERROR):
+        futures = [*scheduler.submit(broken_lane, [1]), *scheduler.submit(lane, [2, 3])]
+        results = await asyncio.wait_for(asyncio.gather(*futures, return_exceptions=True), TIMEOUT_S)
+        assert [type(result) for result in results] == [InternalError] * 3
+        assert not scheduler.running
+        with pytest.raises(InternalError) as refused:
+            scheduler.submit(lane, [4])
+    (record,) = caplog.records
+    assert record.exc_info is not None and record.exc_info[0] is AttributeError
+    assert {error.reference for error in [*results, refused.value]} == {refused.value.reference}
+    assert refused.value.reference in caplog.text
+    await asyncio.wait_for(broken_lane.idle(), TIMEOUT_S)
+    await asyncio.wait_for(scheduler.close(), TIMEOUT_S)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("lipsync-")]
+
+
+async def test_items_that_no_thread_can_finish_fail_alone(
+    scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def submit(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    lane = Lane(Numbers())
+    with caplog.at_level(logging.CRITICAL), monkeypatch.context() as patch:
+        patch.setattr(scheduler._finish_threads, "submit", submit)
+        results = await asyncio.gather(*scheduler.submit(lane, [1, 2]), return_exceptions=True)
+    assert [type(result) for result in results] == [InternalError] * 2
+    assert await asyncio.gather(*scheduler.submit(lane, [3])) == [7]
+    await asyncio.wait_for(lane.idle(), TIMEOUT_S)
+
+
+async def test_a_lane_that_takes_anothers_place_expects_its_pace(scheduler: Scheduler) -> None:
+    before, lane = Lane(Numbers()), Lane(Numbers())
+    before.item_s, before.finish_s = 0.001, 0.002
+    lane.expect_pace_of(before)
+    assert (lane.item_s, lane.finish_s) == (0.001, 0.002)
+    futures = scheduler.submit(lane, [1], caller="strict", realtime=True)
+    assert lane.n_reserved == 1
+    await asyncio.gather(*futures)
+
+
+async def test_a_model_that_is_loaded_anew_is_expected_to_be_as_fast(tmp_path: Path) -> None:
+    package = make_package(tmp_path / "anna", frames=2)
+    async with Engine(EngineConfig(device="cpu", runtime="torch-float32")) as engine:
+        await engine.load(package)
+        before = engine._repository.find("anna").lane
+        before.item_s, before.finish_s = 0.25, 0.125
+        shutil.copy(package / "aud_ave.npy", package / "copy")
+        (package / "copy").replace(package / "aud_ave.npy")
+        await engine.load(package)
+        lane = engine._repository.find("anna").lane
+        assert lane is not before and (lane.item_s, lane.finish_s) == (0.25, 0.125)
+
+
+async def test_whether_there_is_room_can_be_asked_first(scheduler: Scheduler) -> None:
+    work = Numbers()
+    lane = Lane(work)
+    futures = await stuck(scheduler, lane, work)
+    futures += scheduler.submit(lane, list(range(8)))
+    scheduler.check(2)
+    with pytest.raises(OverloadedError, match="8 frames are waiting already, and 3 more"):
+        scheduler.check(3)
+    work.gate.set()
+    await asyncio.gather(*futures)
 
 
 async def test_closing_refuses_what_waits_and_finishes_what_runs() -> None:

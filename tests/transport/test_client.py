@@ -216,7 +216,7 @@ async def test_load_package(client: Client, tmp_path: Path) -> None:
     with pytest.raises(errors.ModelExistsError) as exists:
         await client.load_package("anna", "carl")
     assert exists.value.model_name == "anna"
-    for name in ("", "a b", "x" * 65, "a/b", "ü"):
+    for name in ("", "a b", "x" * 65, "a/b", "ü", ".", ".."):
         with pytest.raises(errors.InvalidRequestError, match="model_name"):
             await client.load_package(name)
 
@@ -249,10 +249,6 @@ async def test_packages_come_from_below_the_folder_alone(client: Client, backend
     ):
         with pytest.raises(errors.PermissionDeniedError) as caught:
             await client.load_package("new", path)
-        texts.add(str(caught.value))
-    for name in (".", ".."):
-        with pytest.raises(errors.PermissionDeniedError) as caught:
-            await client.load_package(name)
         texts.add(str(caught.value))
     assert len(texts) == 1
     assert "new" not in backend.names
