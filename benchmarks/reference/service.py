@@ -115,6 +115,12 @@ class ReferenceService:
     async def GenerateBatchWithAudio(self, request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         await context.abort(grpc.StatusCode.UNIMPLEMENTED, "the reference design has no live audio")
 
+    async def UnloadPackage(self, request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "the reference design keeps what it has loaded")
+
+    async def GetModelMetadata(self, request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "the reference design tells no metadata")
+
     async def LoadPackage(self, request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
         try:
             model = await self.load(request.model_name, request.package_path)

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import grpclib.protocol
 from grpclib.exceptions import StreamTerminatedError
 from grpclib.utils import Wrapper
+from h2.exceptions import StreamClosedError
 
 from lipsync.errors import DeadlineError, LipsyncError, MessageTooLargeError, OverloadedError, ProtocolError
 from lipsync.transport.status import to_grpc_error
@@ -226,6 +227,8 @@ class LimitedStream(grpclib.protocol.Stream):
         identity, request_id: of a server's call, as `requests` found them.
     """
 
+    connection: LimitedConnection
+
     def __init__(self, *args: Any, max_message_bytes: int, share: Share | None, **kwargs: Any) -> None:
         self.share = share
         super().__init__(*args, **kwargs)
@@ -315,6 +318,15 @@ class LimitedStream(grpclib.protocol.Stream):
                 raise StreamTerminatedError("the stream ended inside a message") from error
             raise ProtocolError("the stream ended inside a message") from error
 
+    @property
+    def closable(self) -> bool:
+        return not self.connection.finished and super().closable
+
+    def _check_open(self) -> None:
+        """Raises what h2 does for a stream that is closed."""
+        if self.connection.finished:
+            raise StreamClosedError(self.id or 0)
+
     async def send_data(self, data: bytes, end_stream: bool = False) -> None:
         # As grpclib's, but all frames that the window allows are one write: a picture has seven of them, and a call of
         # the system costs more than all the rest of a frame.
@@ -322,6 +334,7 @@ class LimitedStream(grpclib.protocol.Stream):
         rest = memoryview(data)
         while True:
             await self.connection.write_ready.wait()
+            self._check_open()
             window = self._h2_connection.local_flow_control_window(self.id)
             if window <= 0:
                 self.window_updated.clear()
@@ -347,6 +360,7 @@ class LimitedStream(grpclib.protocol.Stream):
             headers = [*headers, ("grpc-accept-encoding", "identity")]
         if end_stream:
             headers = [*headers, *self.trailers_too]
+        self._check_open()
         await super().send_headers(headers, end_stream=end_stream)
 
 
@@ -386,7 +400,7 @@ class LimitedConnection(grpclib.protocol.Connection):
 
     def ack(self, stream_id: int, size: int) -> None:
         # what has come in is read after the connection's end, too
-        if not self.is_closing():
+        if not self.is_closing() and not self.finished:
             super().ack(stream_id, size)
 
     def flush(self) -> None:

@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 import errno
 import logging
+import os
 import signal
+import socket
 from collections.abc import Callable
 from functools import partial
 from types import TracebackType
@@ -22,7 +24,7 @@ from lipsync.transport.details import DetailsCodec
 from lipsync.transport.methods import REFLECTION_PATHS
 from lipsync.transport.protocol import H2Protocol
 from lipsync.transport.security import Security
-from lipsync.transport.server_protocol import Door, GrpcServer, ServerProtocol
+from lipsync.transport.server_protocol import Closed, Door, GrpcServer, ServerProtocol
 from lipsync.transport.service import HEALTH_CHECK, LARGE, UNLIMITED, Service
 from lipsync.types import Health
 
@@ -34,6 +36,8 @@ CLOSE_S = 1.0
 """How long clients may take to hang up after the last answer; then the connection is dropped."""
 BACKLOG = 512
 """Connections that may wait to be accepted."""
+ACCEPTED_AT_ONCE = 16
+"""Connections that are accepted before others have their turn; to asyncio this and the one above are the same."""
 
 
 class Server:
@@ -93,7 +97,12 @@ class Server:
         )
         loop = asyncio.get_running_loop()
         try:
-            self._listener = await loop.create_server(self._connection, config.host, config.port, backlog=BACKLOG)
+            self._listener = await loop.create_server(
+                self._connection, config.host, config.port, backlog=ACCEPTED_AT_ONCE
+            )
+            for listening in self._listener.sockets:
+                with socket.socket(fileno=os.dup(listening.fileno())) as same:
+                    same.listen(BACKLOG)
         except OSError as error:
             raise ConfigError(_why_not(error, config)) from error
         self._service = service
@@ -212,6 +221,9 @@ class Server:
     def _connection(self) -> asyncio.Protocol:
         """The protocol of a new connection."""
         assert self._grpc is not None
+        if len(self._connections) + len(self._doors) >= self._config.max_connections:
+            self._observer.refused("connections")
+            return Closed()
         protocol, context = self._grpc.connection(), self._security.context
         if context is None:
             return protocol

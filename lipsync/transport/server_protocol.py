@@ -68,7 +68,6 @@ class ServerEventsProcessor(EventsProcessor):
             super().process_request_received(event)
             return
         self.observer.refused("streams", peer_name(self.connection.get_peer().addr()))
-        self._spend_reset()
         assert event.stream_id is not None
         with contextlib.suppress(H2ProtocolError):  # the client has taken it back itself
             self.connection._connection.reset_stream(event.stream_id, ErrorCodes.REFUSED_STREAM)
@@ -86,13 +85,9 @@ class ServerEventsProcessor(EventsProcessor):
 
     def process_stream_reset(self, event: StreamReset) -> None:
         super().process_stream_reset(event)
-        if not event.remote_reset:
-            self._spend_reset()
-
-    def _spend_reset(self) -> None:
         resets = cast(GracefulH2Connection, self.connection._connection).resets
-        if resets is not None and not resets.take():
-            raise DenialOfServiceError("more calls that cannot be than an honest client makes")
+        if not event.remote_reset and resets is not None and not resets.take():
+            raise DenialOfServiceError("more calls that break HTTP/2 than an honest client makes")
 
 
 class ServerProtocol(H2Protocol):
@@ -176,7 +171,16 @@ class ServerProtocol(H2Protocol):
 
     def _broken(self, error: H2ProtocolError) -> None:
         self._observer.refused("flood" if isinstance(error, DenialOfServiceError) else "malformed", self._peer)
-        super()._broken(error)
+        self.connection.flush()
+        try:
+            self.transport.write_eof()
+        except (OSError, NotImplementedError):  # with TLS
+            super()._broken(error)
+            return
+        # Closed at once, with more on its way, it would be reset, and the client might never read why.
+        self.connection.finished = True
+        self._ending_s = asyncio.get_running_loop().time()
+        self.handler.close()
 
     def _look_later(self) -> None:
         config = self._server_config
@@ -188,6 +192,12 @@ class ServerProtocol(H2Protocol):
         if self.transport.is_closing():
             return
         config, now_s = self._server_config, asyncio.get_running_loop().time()
+        if self.connection.finished:
+            if self._ending_s is not None and now_s - self._ending_s >= LINGER_S:
+                self.abort()
+            else:
+                self._look_later()
+            return
         if self.processor.streams or self.processor.n_requests > self._n_requests_seen:
             self._n_requests_seen = self.processor.n_requests
             self._used_s, self._ending_s = now_s, None
@@ -204,9 +214,6 @@ class ServerProtocol(H2Protocol):
                 self.connection._connection.ping(b"are you?")
                 self.connection.flush()
         elif self._ending_s is not None and now_s - self._ending_s >= LINGER_S:
-            if self.connection.finished:
-                self.abort()
-                return
             self.finish()
             self._ending_s = now_s  # then the client has as long again to hang up
         elif self._ending_s is None and now_s - self._used_s >= config.idle_timeout_s:
@@ -225,13 +232,13 @@ class ServerProtocol(H2Protocol):
 
         Written past h2, whose own way ends its state and with it every call in flight.
         """
-        if not self.transport.is_closing():
+        if not self.transport.is_closing() and not self.connection.finished:
             self.connection.flush()
             self.transport.write(GoAwayFrame(0, last_stream_id=last_stream_id).serialize())
 
     def finish(self) -> None:
         """Say which calls were taken at all, send what is left to send, and close."""
-        if self.transport.is_closing():
+        if self.transport.is_closing() or self.connection.finished:
             return
         self.go_away(last_stream_id=self.connection._connection.highest_inbound_stream_id)
         self.connection.finished = True
@@ -245,6 +252,13 @@ class ServerProtocol(H2Protocol):
     def abort(self) -> None:
         """Drop the connection now, with whatever is unsent."""
         self.transport.abort()
+
+
+class Closed(asyncio.Protocol):
+    """A connection too many: not worth the making of anything."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        cast(asyncio.Transport, transport).abort()
 
 
 class Door(asyncio.Protocol):
