@@ -5,8 +5,8 @@
 A server of its own, with nothing kept of what it made, and two processes beside it. One watches: a stream that asks for
 a frame every 40 ms, whatever comes back. The other is the crowd: 50 connections, a third of them with single calls, a
 third with batches of 16, a third with streams, each asking for more than it gets. Half of the runs have a crowd that
-heeds how long it is told to stay away, half have one that asks again at once. The crowd comes first, at the lowest
-priority that the system knows: it stands for callers on other machines, whose processors are their own.
+heeds how long it is told to stay away, half have one that asks again at once. The stream comes first; the crowd has the
+lowest priority that the system knows: it stands for callers on other machines, whose processors are their own.
 
 Printed for each run: time between two frames of the stream, in ms; frames that are not, byte for byte, those that came
 when nobody else asked; how late the server's event loop ran timers; and what became of the crowd's calls.
@@ -47,8 +47,9 @@ N_CALLERS = 50
 AT_A_TIME = 4
 """Calls of one caller in the crowd, of either kind; its streams ask for as many frames as the server takes."""
 BATCH = 16
-BEFORE_S = 3.0
-"""For which the crowd is alone."""
+BEFORE_S = 1.5
+"""For which the stream has begun, its process's start included, before the crowd comes: reservations are for whoever
+comes first, and where others have taken the device, a stream has to wait as they do."""
 PAUSE_S = 0.5
 """Where a refusal does not say how long to stay away: those within a stream cannot."""
 LAG_S = 0.005
@@ -219,11 +220,12 @@ async def run(
         command = [sys.executable, __file__, "--role", "server", "--package", package, "--lags", str(lag_file), *flags]
         async with running("lipsync", command) as served:
             common = ["--address", served.address, "--frames", str(n_frames)]
+            watching = await process("--role", "watcher", *common, "--seconds", str(seconds))
             if crowd is not None:
-                words = ["--role", "crowd", *common, "--seconds", str(BEFORE_S + seconds + 1), "--crowd", crowd]
-                pushing = await process(*words)
                 await asyncio.sleep(BEFORE_S)
-            seen = await output(await process("--role", "watcher", *common, "--seconds", str(seconds)))
+                words = ["--role", "crowd", *common, "--seconds", str(seconds - 1), "--crowd", crowd]
+                pushing = await process(*words)
+            seen = await output(watching)
             times = await asyncio.to_thread(served.process.cpu_times)
             counts = {} if crowd is None else await output(pushing)
         lags_ms = json.loads(await asyncio.to_thread(lag_file.read_text))

@@ -8,7 +8,8 @@ its own making: it loses the reservation, and is not given another before it has
 
 A stream in a hurry is told from one in real time at once: it begins with more frames than START_CREDIT, or it has as
 many waiting as it may. A holder that has kept to the pace is trusted with more, so that one whose network stood still
-for a second may catch up.
+for a second may catch up. One that always has frames waiting, although they go first, asks for the next as soon as it
+has the last: where the device is slower than the pace, that is how a stream in a hurry looks.
 """
 
 from __future__ import annotations
@@ -36,6 +37,10 @@ LAPSE_S = 2.0
 LEAST_USE = 0.25
 """Of its pace that a holder asks for at least, or of the device's where that is slower: what is reserved for it and not
 asked for is lost to others."""
+BEHIND_FRAMES = 5
+"""Waiting frames of a holder that is behind."""
+BEHIND_S = 2.0
+"""For which a holder may be behind."""
 BARRED_S = 10.0
 """For which a caller that asked for more than its pace is given no reservation."""
 MAX_CALLERS = 1024
@@ -58,6 +63,7 @@ class _Caller:
         credit: frames that it may ask for now.
         last_s: when it asked last.
         barred_until_s: before which it is given no reservation.
+        kept_up_s: when it last had few frames waiting.
         load: of the device's time that is reserved for it.
         n_before: reservations that were given before its own.
         since_s: when its frames were begun to be counted.
@@ -67,6 +73,7 @@ class _Caller:
     credit: float
     last_s: float
     barred_until_s: float = -math.inf
+    kept_up_s: float = 0.0
     load: float = 0.0
     n_before: int = 0
     since_s: float = 0.0
@@ -114,6 +121,10 @@ class Reservations:
             known.barred_until_s = now_s + BARRED_S
         else:
             known.credit -= n_frames
+        if held is None or n_waiting < BEHIND_FRAMES:
+            known.kept_up_s = now_s
+        elif now_s - known.kept_up_s >= BEHIND_S:
+            known.barred_until_s = now_s + BARRED_S
         load = 0.0 if frame_s is None else FRAMES_PER_S * frame_s
         if held is not None and not self._is_worth_it(held, n_frames, now_s, frame_s):
             self._give_back(caller)

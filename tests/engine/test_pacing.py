@@ -182,3 +182,14 @@ def test_a_moving_mean_begins_with_the_first_and_follows() -> None:
     for _ in range(100):
         mean = moving_mean(mean, 1.0)
     assert mean == pytest.approx(1.0, abs=0.01)
+
+
+def test_a_holder_that_always_has_frames_waiting_makes_room_for_others() -> None:
+    reservations, slow_s = Reservations(), 0.05
+    assert reservations.asks("hurry", now_s=0.0, frame_s=slow_s)
+    held = [reservations.asks("hurry", now_s=n * 0.05, frame_s=slow_s, n_waiting=min(n, 7)) for n in range(1, 60)]
+    assert held[:40] == [True] * 40 and not any(held[-10:])
+    assert reservations.asks("clock", now_s=3.0, frame_s=slow_s)
+    for n in range(1, 100):  # one that catches up in time keeps it
+        n_waiting = 7 if 20 < n < 60 else 0
+        assert reservations.asks("clock", now_s=3.0 + n * 0.04, frame_s=slow_s, n_waiting=n_waiting)
