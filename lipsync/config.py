@@ -166,13 +166,18 @@ class ServerConfig:
     handshake_timeout_s: float = setting(
         10.0, "How long a client may take for the TLS handshake, and then for the first bytes of HTTP/2, in seconds."
     )
-    message_timeout_s: float = setting(30.0, "How long a message may take to come in, once it began, in seconds.")
-    idle_timeout_s: float = setting(60.0, "How long a connection without calls is kept, in seconds.")
+    message_timeout_s: float = setting(
+        30.0,
+        "How long a message may take to come in, once it began, and the one of a single call to begin, in seconds.",
+    )
+    idle_timeout_s: float = setting(
+        60.0, "How long a connection without calls is kept, and a stream without its first message, in seconds."
+    )
     keepalive_s: float = setting(
         30.0, "A connection with calls that is silent for as long is asked for a sign of life, and closed without one."
     )
     send_timeout_s: float = setting(
-        60.0, "How long a client of a stream may leave an answer untaken before its call is ended, in seconds."
+        60.0, "How long a client may leave an answer untaken before its call is ended, in seconds."
     )
     drain_delay_s: float = setting(
         0.0, "After SIGTERM: how long calls are still taken while health says NOT_SERVING, for load balancers."

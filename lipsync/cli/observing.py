@@ -19,6 +19,7 @@ from lipsync.engine.engine import Engine
 from lipsync.engine.observer import EngineObserver, EngineObservers
 from lipsync.errors import PermissionDeniedError, UnauthenticatedError
 from lipsync.transport.access_log import AccessLog
+from lipsync.transport.address import format_address
 from lipsync.transport.calls import Observer
 from lipsync.transport.observers import Observers
 from lipsync.transport.server import Server
@@ -89,8 +90,7 @@ class Observing:
         """Of the metrics; empty if there are none."""
         if self._exporter is None:
             return ""
-        host, port = self._exporter.address
-        return f"http://{f'[{host}]' if ':' in host else host}:{port}{METRICS_PATH}"
+        return f"http://{format_address(*self._exporter.address)}{METRICS_PATH}"
 
     def serves(self, server: Server) -> None:
         """Have metrics tell of a server that listens now."""

@@ -20,6 +20,7 @@ from lipsync.config import EngineConfig, ServerConfig
 from lipsync.demo.build import demo_package_folder
 from lipsync.engine.engine import Engine
 from lipsync.errors import ConfigError, LipsyncError
+from lipsync.transport.address import format_address
 from lipsync.transport.server import Server, serve
 from lipsync.types import ModelInfo
 
@@ -74,11 +75,10 @@ def announce(observing: Observing, server: Server) -> None:
     observing.serves(server)
     if observing.url:
         console.print(f"metrics at {observing.url}", markup=False, soft_wrap=True)
-    host, port = server.address
-    shown = f"[{host}]" if ":" in host else host
+    address = format_address(*server.address)
     security = server.security
-    hint = "" if security.tls or security.tokens else f"; try: lipsync check {shown}:{port}"
-    console.print(f"listening on {shown}:{port} (gRPC, {security.describe()}){hint}", markup=False, soft_wrap=True)
+    hint = "" if security.tls or security.tokens else f"; try: lipsync check {address}"
+    console.print(f"listening on {address} (gRPC, {security.describe()}){hint}", markup=False, soft_wrap=True)
 
 
 def find_packages(config: ServerConfig, termination: Termination) -> tuple[ServerConfig, dict[str, Path]]:

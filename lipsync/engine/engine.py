@@ -126,7 +126,7 @@ class Engine:
             n_waiting=self._n_preparing + (0 if self._scheduler is None else self._scheduler.n_waiting),
             n_sessions=len(self._live),
             cache_bytes=self._cache.size_bytes,
-            models_bytes={name: sum(part.memory_bytes for part in model.parts) for name, model in self._models.items()},
+            models_bytes={name: model.memory_bytes for name, model in self._models.items()},
             gpu_bytes=device_bytes(self._device),
         )
 

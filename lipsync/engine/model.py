@@ -240,6 +240,11 @@ class Model:
         )
 
     @property
+    def memory_bytes(self) -> int:
+        """What it keeps in memory now."""
+        return sum(part.memory_bytes for part in self.parts)
+
+    @property
     def expected_bytes(self) -> int:
         """What it will keep in memory, about, once its whole frames are prepared and its audio encoder is read."""
         parts = sum(part.memory_bytes for part in self.parts if part.role != "full_body")

@@ -19,6 +19,7 @@ from grpclib.stream import StreamIterator
 
 from lipsync.config import ServerConfig
 from lipsync.errors import EngineClosedError, InternalError, LipsyncError
+from lipsync.transport.address import format_address
 from lipsync.transport.limits import PREFIX, LimitedStream, within
 from lipsync.transport.status import to_grpc_error
 
@@ -245,7 +246,7 @@ def _call(path: str, stream: Stream[Any, Any]) -> Call:
 
 def peer_name(address: tuple[Any, ...] | None) -> str:
     """A client's address, as logs have it; empty if it is not known."""
-    return f"{address[0]}:{address[1]}" if address else ""
+    return format_address(address[0], address[1]) if address else ""
 
 
 def _status_of_end(stream: LimitedStream) -> Status:

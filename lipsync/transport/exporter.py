@@ -17,10 +17,10 @@ from prometheus_client import CollectorRegistry, make_wsgi_app
 from prometheus_client.exposition import ThreadingWSGIServer
 
 from lipsync.errors import ConfigError
+from lipsync.transport.tokens import METRICS_PATH
 
 logger = logging.getLogger(__name__)
 
-PATH = "/metrics"
 MAX_REQUESTS = 8
 """Answered at a time; beyond it connections are closed at once."""
 STOP_S = 0.1
@@ -123,9 +123,9 @@ def _guarded(app: App, admits: Admits | None) -> App:
         if admits is not None and not admits(environ.get("HTTP_AUTHORIZATION", "")):
             start_response("401 Unauthorized", [("WWW-Authenticate", "Bearer")])
             return [b""]
-        if environ["PATH_INFO"] != PATH:
+        if environ["PATH_INFO"] != METRICS_PATH:
             start_response("404 Not Found", [("Content-Type", "text/plain")])
-            return [b"metrics are at /metrics\n"]
+            return [f"metrics are at {METRICS_PATH}\n".encode()]
         return app(environ, start_response)
 
     return guarded

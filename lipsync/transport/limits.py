@@ -17,6 +17,8 @@ from h2.exceptions import StreamClosedError
 from lipsync.errors import DeadlineError, LipsyncError, MessageTooLargeError, OverloadedError, ProtocolError
 from lipsync.transport.status import to_grpc_error
 
+PUSHBACK = "grpc-retry-pushback-ms"
+"""The trailer that says when to try again (gRPC proposal A6); negative, or no number: never."""
 PREFIX = struct.Struct(">BI")
 """In front of a message: whether it is compressed, and its length."""
 RETRY_AFTER_MS = 1000
@@ -253,9 +255,9 @@ class LimitedStream(grpclib.protocol.Stream):
             self._failure = error
 
     def tell_when_to_retry(self, error: LipsyncError) -> None:
-        """In the trailers, if the error knows (gRPC proposal A6)."""
+        """In the trailers, if the error knows."""
         if isinstance(error, OverloadedError) and error.retry_after_ms is not None:
-            self.trailers_too.append(("grpc-retry-pushback-ms", str(error.retry_after_ms)))
+            self.trailers_too.append((PUSHBACK, str(error.retry_after_ms)))
 
     def init_stream(self, stream_id: int, connection: grpclib.protocol.Connection) -> None:
         super().init_stream(stream_id, connection)

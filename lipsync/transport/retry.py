@@ -20,6 +20,7 @@ from h2.errors import ErrorCodes
 
 from lipsync.errors import ConfigError, OverloadedError
 from lipsync.transport.channels import Channels, Endpoint, NotConnectedError
+from lipsync.transport.limits import PUSHBACK
 from lipsync.transport.protocol import NotProcessedError, StreamResetError
 from lipsync.transport.status import from_grpc_error
 
@@ -29,8 +30,6 @@ FIRST_DELAY_S = 0.1
 MOST_DELAY_S = 2.0
 MOST_PUSHBACK_S = 30.0
 """A longer pause is the caller's to make."""
-PUSHBACK = "grpc-retry-pushback-ms"
-"""The trailer that says when to try again; negative, or no number: never."""
 
 
 @dataclass(frozen=True, kw_only=True)

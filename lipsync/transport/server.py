@@ -218,10 +218,15 @@ class Server:
     ) -> None:
         await self.close()
 
+    @property
+    def _is_full(self) -> bool:
+        """Whether there are as many connections as may be, those whose handshake is to come included."""
+        return len(self._connections) + len(self._doors) >= self._config.max_connections
+
     def _connection(self) -> asyncio.Protocol:
         """The protocol of a new connection."""
         assert self._grpc is not None
-        if len(self._connections) + len(self._doors) >= self._config.max_connections:
+        if self._is_full:
             self._observer.refused("connections")
             return Closed()
         protocol, context = self._grpc.connection(), self._security.context
@@ -238,14 +243,14 @@ class Server:
         )
 
     def _opened(self, door: Door) -> bool:
-        if len(self._connections) + len(self._doors) >= self._config.max_connections:
+        if self._is_full:  # by those that were accepted together with it
             self._observer.refused("connections")
             return False
         self._doors.add(door)
         return True
 
     def _made(self, connection: H2Protocol) -> None:
-        if len(self._connections) >= self._config.max_connections:
+        if self._is_full:
             cast(ServerProtocol, connection).refuse()
             return
         self._connections.add(cast(ServerProtocol, connection))

@@ -172,15 +172,11 @@ class ServerProtocol(H2Protocol):
     def _broken(self, error: H2ProtocolError) -> None:
         self._observer.refused("flood" if isinstance(error, DenialOfServiceError) else "malformed", self._peer)
         self.connection.flush()
-        try:
-            self.transport.write_eof()
-        except (OSError, NotImplementedError):  # with TLS
+        if self._half_close():
+            self._ending_s = asyncio.get_running_loop().time()
+            self.handler.close()
+        else:
             super()._broken(error)
-            return
-        # Closed at once, with more on its way, it would be reset, and the client might never read why.
-        self.connection.finished = True
-        self._ending_s = asyncio.get_running_loop().time()
-        self.handler.close()
 
     def _look_later(self) -> None:
         config = self._server_config
@@ -241,13 +237,19 @@ class ServerProtocol(H2Protocol):
         if self.transport.is_closing() or self.connection.finished:
             return
         self.go_away(last_stream_id=self.connection._connection.highest_inbound_stream_id)
+        if not self._half_close():
+            self.transport.close()
+
+    def _half_close(self) -> bool:
+        """Send no more, and go on reading; False where the transport cannot, as with TLS.
+
+        Closed with unread input, the connection would be reset, and the client might lose what is on its way to it.
+        """
         self.connection.finished = True
-        # half-closed first, where the transport can: closing with unread input would reset the connection, and the
-        # client might lose the answers on their way
         with contextlib.suppress(OSError, NotImplementedError):
             self.transport.write_eof()
-            return
-        self.transport.close()
+            return True
+        return False
 
     def abort(self) -> None:
         """Drop the connection now, with whatever is unsent."""

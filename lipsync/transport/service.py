@@ -203,14 +203,14 @@ class Service(OptimizedLipSyncServiceBase):
             )
         path = request.package_path or request.model_name
         models = self._config.models
-        folder = await asyncio.to_thread(package_folder, models, path)
+        root, folder = await asyncio.to_thread(package_folder, models, path)
         try:
             info = await self._backend.load(folder, name=request.model_name, below=models)
         except PermissionDeniedError:
             raise PermissionDeniedError(NO_PACKAGE) from None
         except PACKAGE_FAULTS as error:
             # the server's paths stay here
-            text = str(error).replace(folder, path).replace(os.path.realpath(models), "models")  # noqa: ASYNC240
+            text = str(error).replace(folder, path).replace(root, "models")
             return messages.load_failure_response(request.model_name, text)
         return messages.load_response(info)
 
@@ -320,9 +320,9 @@ def _failure(request: OptimizedInferenceRequest, error: LipsyncError) -> Optimiz
     return messages.failure_response(request.model_name[:MAX_NAME_LENGTH], request.frame_id, error)
 
 
-def package_folder(models: str, path: str) -> str:
-    """The folder below the folder of models that a LoadPackage request means. Whether it is there, and really lies
-    below, links followed, is for the backend to tell, from what it opens.
+def package_folder(models: str, path: str) -> tuple[str, str]:
+    """The folder of models, links followed, and the one below it that a LoadPackage request means. Whether that is
+    there, and really lies below, is for the backend to tell, from what it opens.
 
     Raises PermissionDeniedError, whose text is the same whatever was asked for.
     """
@@ -339,4 +339,4 @@ def package_folder(models: str, path: str) -> str:
         raise denied
     if any(part in (".", "..") or MODEL_NAME.fullmatch(part) is None for part in parts):
         raise denied
-    return os.path.join(root, *parts)
+    return root, os.path.join(root, *parts)

@@ -14,7 +14,7 @@ from opentelemetry.trace import ProxyTracerProvider, Span, SpanKind, StatusCode,
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 import lipsync
-from lipsync.transport.calls import CALL, Call
+from lipsync.transport.calls import CALL, Call, NoObserver
 from lipsync.types import Frame
 
 PROPAGATOR = TraceContextTextMapPropagator()
@@ -46,7 +46,7 @@ def _text_of(call: Call) -> dict[str, str]:
     return {name: value for name, value in found.items() if isinstance(value, str)}
 
 
-class Tracing:
+class Tracing(NoObserver):
     """An observer of calls and of the engine, both."""
 
     def __init__(self, provider: TracerProvider | None = None) -> None:
@@ -73,10 +73,6 @@ class Tracing:
         self._spans[call] = span
         # Never detached: it is that of the call's task, and ends with it.
         context.attach(trace.set_span_in_context(span))
-
-    def message_received(self, call: Call) -> None: ...
-
-    def message_sent(self, call: Call) -> None: ...
 
     def call_ended(self, call: Call, status: Status, elapsed_s: float) -> None:
         span = self._spans.pop(call, None)
@@ -115,5 +111,3 @@ class Tracing:
                 self._tracer.start_span(name, context=inside, start_time=start_ns).end(end_ns)
                 start_ns = end_ns
         whole.end(now_ns)
-
-    def refused(self, reason: str, peer: str = "") -> None: ...

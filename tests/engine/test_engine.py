@@ -43,6 +43,7 @@ from lipsync.errors import (
     PackageError,
 )
 from lipsync.types import Output, StepTimes
+from tests.engine.held import held_batch
 from tests.packages import make_package
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -255,33 +256,24 @@ async def test_a_frame_asked_for_again_comes_from_the_cache(packages: dict[str, 
         assert "result_cache" in stats.optimizations
 
 
-async def test_cached_frames_need_no_place_in_the_queue(
-    packages: dict[str, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_cached_frames_need_no_place_in_the_queue(packages: dict[str, Path]) -> None:
     async with Engine(EngineConfig(device="cpu", max_batch_size=1, max_queue_size=2)) as engine:
         await engine.load(packages["anna"])
         await engine.frame("anna", 0)
-        model, running, gate = engine._models["anna"], threading.Event(), threading.Event()
-        real_run = model.run
-
-        def run(items: list[FrameRequest]) -> list[MovedFace]:
-            running.set()
-            assert gate.wait(TIMEOUT_S)
-            return real_run(items)
-
-        monkeypatch.setattr(model, "run", run)
-        calls = [asyncio.create_task(engine.frame("anna", 1))]
-        assert await asyncio.to_thread(running.wait, TIMEOUT_S)
-        calls.append(asyncio.create_task(engine.frame("anna", 2)))
-        await asyncio.sleep(0)
-        mixed = asyncio.create_task(engine.frames("anna", [0, 3]))
-        await asyncio.sleep(0)
-        with pytest.raises(OverloadedError):
-            await engine.frame("anna", 4)
-        with pytest.raises(OverloadedError):
-            await engine.frames("anna", [0, 4])
-        assert (await engine.frame("anna", 0, timeout_s=0)).cached
-        gate.set()
+        model = engine._models["anna"]
+        with held_batch(model) as (running, gate):
+            calls = [asyncio.create_task(engine.frame("anna", 1))]
+            assert await asyncio.to_thread(running.wait, TIMEOUT_S)
+            calls.append(asyncio.create_task(engine.frame("anna", 2)))
+            await asyncio.sleep(0)
+            mixed = asyncio.create_task(engine.frames("anna", [0, 3]))
+            await asyncio.sleep(0)
+            with pytest.raises(OverloadedError):
+                await engine.frame("anna", 4)
+            with pytest.raises(OverloadedError):
+                await engine.frames("anna", [0, 4])
+            assert (await engine.frame("anna", 0, timeout_s=0)).cached
+            gate.set()
         assert [frame.cached for frame in await mixed] == [True, False]
         await asyncio.gather(*calls)
         stats = engine.stats("anna")

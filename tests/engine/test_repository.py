@@ -20,7 +20,7 @@ import pytest
 from lipsync.config import EngineConfig
 from lipsync.engine import demand, live, package, repository
 from lipsync.engine.engine import Engine
-from lipsync.engine.model import FrameRequest, Model, MovedFace
+from lipsync.engine.model import Model
 from lipsync.engine.package import ModelPackage
 from lipsync.errors import (
     ConfigError,
@@ -34,6 +34,7 @@ from lipsync.errors import (
     PermissionDeniedError,
 )
 from lipsync.types import Frame, SpeechOptions
+from tests.engine.held import held_batch
 from tests.packages import make_package
 from tests.waiting import until
 
@@ -108,24 +109,6 @@ def gated_loads(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
         patch.setattr(ModelPackage, "open", opening)
         try:
             yield gate
-        finally:
-            gate.set()
-
-
-@contextmanager
-def held_batch(model: Model) -> Iterator[tuple[threading.Event, threading.Event]]:
-    """The model's batches run once the second event is set. The first is, once one waits."""
-    running, gate, real = threading.Event(), threading.Event(), model.run
-
-    def run(items: list[FrameRequest]) -> list[MovedFace]:
-        running.set()
-        assert gate.wait(TIMEOUT_S)
-        return real(items)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(model, "run", run)
-        try:
-            yield running, gate
         finally:
             gate.set()
 
@@ -362,7 +345,7 @@ async def test_not_all_that_made_room_is_remembered(models: Path, monkeypatch: p
         assert list(engine._repository._remembered) == ["b", "c"]
 
 
-async def test_a_model_in_use_makes_no_room(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_model_in_use_makes_no_room(models: Path) -> None:
     async with on_demand(models, max_models=2, pinned=("anna",)) as engine:
         await engine.frame("anna", 0)
         session = await engine.speech("ben")
@@ -373,20 +356,13 @@ async def test_a_model_in_use_makes_no_room(models: Path, monkeypatch: pytest.Mo
             await engine.load(models / "chi")
         assert loaded(engine) == ["anna", "ben"]
         await session.close()
-        model, running, gate = engine._models["ben"], threading.Event(), threading.Event()
-        real_run = model.run
-
-        def run(items: list[FrameRequest]) -> list[MovedFace]:
-            running.set()
-            assert gate.wait(TIMEOUT_S)
-            return real_run(items)
-
-        monkeypatch.setattr(model, "run", run)
-        frame = asyncio.create_task(engine.frame("ben", 1))
-        assert await asyncio.to_thread(running.wait, TIMEOUT_S)
-        with pytest.raises(OverloadedError):
-            await engine.frame("chi", 0)
-        gate.set()
+        model = engine._models["ben"]
+        with held_batch(model) as (running, gate):
+            frame = asyncio.create_task(engine.frame("ben", 1))
+            assert await asyncio.to_thread(running.wait, TIMEOUT_S)
+            with pytest.raises(OverloadedError):
+                await engine.frame("chi", 0)
+            gate.set()
         assert (await frame).ok and (await engine.frame("anna", 1)).ok
         assert (await engine.frame("chi", 0)).ok
         assert loaded(engine) == ["anna", "chi"]
@@ -605,52 +581,36 @@ async def test_a_link_that_leads_to_another_release_is_a_replaced_package(models
             await engine.load(models / "chi", name="a")
 
 
-async def test_what_began_with_the_old_version_ends_with_it(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_began_with_the_old_version_ends_with_it(models: Path) -> None:
     async with Engine(config(result_cache_mb=0, max_batch_size=1)) as engine:
         await engine.load(models / "anna")
         old = await jpegs(engine, "anna")
-        model, running, gate = engine._models["anna"], threading.Event(), threading.Event()
-        real_run = model.run
-
-        def run(items: list[FrameRequest]) -> list[MovedFace]:
-            running.set()
-            assert gate.wait(TIMEOUT_S)
-            return real_run(items)
-
-        monkeypatch.setattr(model, "run", run)
-        begun = asyncio.create_task(jpegs(engine, "anna"))
-        assert await asyncio.to_thread(running.wait, TIMEOUT_S)
-        put(models / "ben", models / "anna")
-        await engine.load(models / "anna")
-        later = asyncio.create_task(jpegs(engine, "anna"))
-        await asyncio.sleep(0)
-        assert len(engine._freeing) == 1
-        gate.set()
+        model = engine._models["anna"]
+        with held_batch(model) as (running, gate):
+            begun = asyncio.create_task(jpegs(engine, "anna"))
+            assert await asyncio.to_thread(running.wait, TIMEOUT_S)
+            put(models / "ben", models / "anna")
+            await engine.load(models / "anna")
+            later = asyncio.create_task(jpegs(engine, "anna"))
+            await asyncio.sleep(0)
+            assert len(engine._freeing) == 1
+            gate.set()
         assert await begun == old
         assert await later != old
         await asyncio.gather(*engine._freeing)
         assert not hasattr(model, "package")
 
 
-async def test_frames_of_a_version_that_was_replaced_meanwhile_are_not_kept(
-    models: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_frames_of_a_version_that_was_replaced_meanwhile_are_not_kept(models: Path) -> None:
     async with Engine(config()) as engine:
         await engine.load(models / "anna")
-        model, running, gate = engine._models["anna"], threading.Event(), threading.Event()
-        real_run = model.run
-
-        def run(items: list[FrameRequest]) -> list[MovedFace]:
-            running.set()
-            assert gate.wait(TIMEOUT_S)
-            return real_run(items)
-
-        monkeypatch.setattr(model, "run", run)
-        begun = asyncio.create_task(engine.frame("anna", 0))
-        assert await asyncio.to_thread(running.wait, TIMEOUT_S)
-        put(models / "ben", models / "anna")
-        await engine.load(models / "anna")
-        gate.set()
+        model = engine._models["anna"]
+        with held_batch(model) as (running, gate):
+            begun = asyncio.create_task(engine.frame("anna", 0))
+            assert await asyncio.to_thread(running.wait, TIMEOUT_S)
+            put(models / "ben", models / "anna")
+            await engine.load(models / "anna")
+            gate.set()
         old = await begun
         assert len(engine._cache) == 0
         new = await engine.frame("anna", 0)
