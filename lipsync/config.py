@@ -15,6 +15,8 @@ from lipsync.errors import ConfigError
 MIB = 1024 * 1024
 MODEL_NAME = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,64}")
 """What a model may be called."""
+ORIGIN = re.compile(r"https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?|https?://\[[0-9a-f:]+\](:[0-9]{1,5})?")
+"""Of a page, as browsers write it."""
 BLENDS = ("hard", "feather", "matched")
 """How a face may meet the frame around it."""
 LOG_FORMATS = ("auto", "text", "json")
@@ -141,6 +143,15 @@ class ServerConfig:
         "127.0.0.1", "Address to listen on. One that others can reach needs TLS and tokens, or `insecure`."
     )
     port: int = setting(50051, "Port to listen on; 0 takes a free one and says which.")
+    http: int = setting(
+        -1, "Port for browsers: the page, and WebSockets (docs/websocket.md); 0 takes a free one, -1 serves none."
+    )
+    legacy_http: tuple[int, ...] = setting(
+        (), "More ports for the same, where clients of older WebSocket servers look for it: 8084, 8086."
+    )
+    http_origins: tuple[str, ...] = setting(
+        (), "Origins of other pages that may connect, as in https://app.example; `*` lets all of them."
+    )
     insecure: bool = setting(False, "Serve on a public address without TLS or without tokens, all the same.")
     tls_cert: str = setting("", "File with the server's certificate and those between it and its root, PEM.")
     tls_key: str = setting("", "File with the certificate's private key, PEM.")
@@ -192,6 +203,14 @@ class ServerConfig:
 
     def __post_init__(self) -> None:
         require(0 <= self.port <= 65535, f"port is {self.port}; expected 0 to 65535")
+        require(-1 <= self.http <= 65535, f"http is {self.http}; expected 0 to 65535, or -1 for none")
+        for port in self.legacy_http:
+            require(0 <= port <= 65535, f"legacy_http is {port}; expected 0 to 65535")
+        for origin in self.http_origins:
+            require(
+                origin in ("*", "null") or ORIGIN.fullmatch(origin) is not None,
+                f"http_origins has {origin!r}; expected a scheme and a host, as in https://app.example:8443",
+            )
         require(
             self.max_message_bytes >= 1024, f"max_message_bytes is {self.max_message_bytes}; expected at least 1024"
         )

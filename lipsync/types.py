@@ -32,6 +32,8 @@ class Output(Enum):
     """The whole frame of the video, with the face put back."""
     FACE_CROP = "face_crop"
     """The face alone, at the crop rectangle's size, to be put into the frame at `Frame.bounds`."""
+    FACE_320 = "face_320"
+    """The face alone as the network makes it, 320x320: the crop without its border, not resized to the rectangle."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,6 +36,12 @@ class FrameOutput(betterproto.Enum):
     The face crop alone, at the crop rectangle's size, for clients that put it into the frame themselves at `bounds`.
     """
 
+    FACE_320 = 2
+    """
+    The face alone as the network makes it, 320x320: the crop without its border, not resized to the crop rectangle. What
+     the older WebSocket servers sent.
+    """
+
 
 class FrameErrorCode(betterproto.Enum):
     """Why a frame could not be made."""
@@ -424,6 +430,41 @@ class UnloadPackageResponse(betterproto.Message):
 
 
 @dataclass(eq=False, repr=False)
+class VideoFrameRequest(betterproto.Message):
+    model_name: str = betterproto.string_field(1)
+    """The model's name, as loaded."""
+
+    frame_id: int = betterproto.int32_field(2)
+    """The video's frame, from 0 to frame_count - 1."""
+
+    video_type: str = betterproto.string_field(3)
+    """
+    Which of `ModelMetadataResponse.available_videos`: "full_body", "crops_328" ... Empty means full_body.
+    """
+
+
+@dataclass(eq=False, repr=False)
+class VideoFrameResponse(betterproto.Message):
+    success: bool = betterproto.bool_field(1)
+    """False if the frame cannot be had: then `error` says why."""
+
+    frame_data: bytes = betterproto.bytes_field(2)
+    """The picture, a JPEG of the server's default quality."""
+
+    frame_id: int = betterproto.int32_field(3)
+    """As asked."""
+
+    video_type: str = betterproto.string_field(4)
+    """The video, by its role."""
+
+    error: str = betterproto.string_field(5)
+    """What is wrong; empty on success."""
+
+    error_code: "FrameErrorCode" = betterproto.enum_field(6)
+    """The kind of error, for programs."""
+
+
+@dataclass(eq=False, repr=False)
 class ModelMetadataRequest(betterproto.Message):
     model_name: str = betterproto.string_field(1)
     """The model's name, as loaded."""
@@ -584,6 +625,77 @@ class HealthResponse(betterproto.Message):
     """Seconds since the server started."""
 
 
+@dataclass(eq=False, repr=False)
+class WebCallOptions(betterproto.Message):
+    """How one call shall be made. Sent before its first request."""
+
+    timeout_ms: int = betterproto.int32_field(1)
+    """How long the call may take, in milliseconds; 0 sets no deadline."""
+
+    window: int = betterproto.int32_field(2)
+    """
+    How many answers may be on their way that the client has not said it took (WebTaken); 0 sets no limit but that of the
+     connection. What is made beyond it waits on the server.
+    """
+
+    complete: bool = betterproto.bool_field(3)
+    """
+    True: every answer is delivered; while the client is slow, the server waits. False: of StreamInference and
+     StreamAudio a slow client gets the newest frames, and is told how many it missed.
+    """
+
+    request_id: str = betterproto.string_field(4)
+    """
+    An id of the client's own, for the server's log: 1 to 64 of A-Z a-z 0-9 . _ -
+    """
+
+    traceparent: str = betterproto.string_field(5)
+    """As in W3C trace context."""
+
+
+@dataclass(eq=False, repr=False)
+class WebTaken(betterproto.Message):
+    """
+    The client has taken so many more answers of a call that has a window.
+    """
+
+    count: int = betterproto.int32_field(1)
+
+
+@dataclass(eq=False, repr=False)
+class WebMissed(betterproto.Message):
+    """
+    So many frames were left out in front of the next answer, because the client was slow.
+    """
+
+    count: int = betterproto.int32_field(1)
+
+
+@dataclass(eq=False, repr=False)
+class WebCallEnd(betterproto.Message):
+    """A call is over; there is nothing more of it."""
+
+    status: int = betterproto.int32_field(1)
+    """A gRPC status code; 0 is OK."""
+
+    message: str = betterproto.string_field(2)
+    """What is wrong and what to do about it; empty if nothing is."""
+
+    reason: str = betterproto.string_field(3)
+    """The kind of error, for programs: "ModelNotFoundError"."""
+
+    fields: Dict[str, str] = betterproto.map_field(
+        4, betterproto.TYPE_STRING, betterproto.TYPE_STRING
+    )
+    """What the error says beyond its text: "model_name", "frame_count"."""
+
+    retry_after_ms: Optional[int] = betterproto.int32_field(5, optional=True)
+    """When to try again, in milliseconds, if the server knows."""
+
+    request_id: str = betterproto.string_field(6)
+    """The call's id in the server's log."""
+
+
 class OptimizedLipSyncServiceStub(betterproto.ServiceStub):
     async def generate_inference(
         self,
@@ -713,6 +825,23 @@ class OptimizedLipSyncServiceStub(betterproto.ServiceStub):
             metadata=metadata,
         )
 
+    async def get_video_frame(
+        self,
+        video_frame_request: "VideoFrameRequest",
+        *,
+        timeout: Optional[float] = None,
+        deadline: Optional["Deadline"] = None,
+        metadata: Optional["MetadataLike"] = None
+    ) -> "VideoFrameResponse":
+        return await self._unary_unary(
+            "/optimized_lipsyncsrv.OptimizedLipSyncService/GetVideoFrame",
+            video_frame_request,
+            VideoFrameResponse,
+            timeout=timeout,
+            deadline=deadline,
+            metadata=metadata,
+        )
+
     async def get_model_metadata(
         self,
         model_metadata_request: "ModelMetadataRequest",
@@ -822,6 +951,11 @@ class OptimizedLipSyncServiceBase(ServiceBase):
     ) -> "UnloadPackageResponse":
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
+    async def get_video_frame(
+        self, video_frame_request: "VideoFrameRequest"
+    ) -> "VideoFrameResponse":
+        raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
+
     async def get_model_metadata(
         self, model_metadata_request: "ModelMetadataRequest"
     ) -> "ModelMetadataResponse":
@@ -898,6 +1032,13 @@ class OptimizedLipSyncServiceBase(ServiceBase):
         response = await self.unload_package(request)
         await stream.send_message(response)
 
+    async def __rpc_get_video_frame(
+        self, stream: "grpclib.server.Stream[VideoFrameRequest, VideoFrameResponse]"
+    ) -> None:
+        request = await stream.recv_message()
+        response = await self.get_video_frame(request)
+        await stream.send_message(response)
+
     async def __rpc_get_model_metadata(
         self,
         stream: "grpclib.server.Stream[ModelMetadataRequest, ModelMetadataResponse]",
@@ -970,6 +1111,12 @@ class OptimizedLipSyncServiceBase(ServiceBase):
                 grpclib.const.Cardinality.UNARY_UNARY,
                 UnloadPackageRequest,
                 UnloadPackageResponse,
+            ),
+            "/optimized_lipsyncsrv.OptimizedLipSyncService/GetVideoFrame": grpclib.const.Handler(
+                self.__rpc_get_video_frame,
+                grpclib.const.Cardinality.UNARY_UNARY,
+                VideoFrameRequest,
+                VideoFrameResponse,
             ),
             "/optimized_lipsyncsrv.OptimizedLipSyncService/GetModelMetadata": grpclib.const.Handler(
                 self.__rpc_get_model_metadata,

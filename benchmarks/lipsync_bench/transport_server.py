@@ -18,7 +18,7 @@ from typing import Any
 
 from lipsync.config import ServerConfig
 from lipsync.errors import ModelNotFoundError
-from lipsync.transport.backend import Speech
+from lipsync.transport.backend import FULL_BODY, Speech
 from lipsync.transport.server import serve
 from lipsync.types import Bounds, Frame, ModelInfo, ModelStats, Output, SpeechOptions
 
@@ -83,6 +83,20 @@ class StillBackend:
         caller: Hashable | None = None,
     ) -> list[Frame]:
         raise ModelNotFoundError(model_name, [MODEL])
+
+    async def video_frame(
+        self,
+        model_name: str,
+        frame_id: int,
+        video: str = FULL_BODY,
+        *,
+        timeout_s: float | None = None,
+        caller: Hashable | None = None,
+    ) -> bytes:
+        return self._picture
+
+    async def recording(self, model_name: str) -> bytes | None:
+        return None
 
     async def load(self, path: str, *, name: str, below: str | None = None) -> ModelInfo:
         raise ModelNotFoundError(name, [MODEL])

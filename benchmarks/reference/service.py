@@ -121,6 +121,9 @@ class ReferenceService:
     async def GetModelMetadata(self, request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         await context.abort(grpc.StatusCode.UNIMPLEMENTED, "the reference design tells no metadata")
 
+    async def GetVideoFrame(self, request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "the reference design shows no frames of its videos")
+
     async def LoadPackage(self, request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
         try:
             model = await self.load(request.model_name, request.package_path)

@@ -101,11 +101,17 @@ async def _check_model(client: Client, report: Report, model: str, save: Path | 
     try:
         info = await client.model(model)
         n_frames = info.frame_count
-        size = f"{info.width}x{info.height} at {info.fps:g} fps"
-        report.passed(f"metadata of {model}", timer.ms, f"{count(n_frames, 'frame')}, {size}, on {info.device}")
+        pixels = f"{info.width}x{info.height} at {info.fps:g} fps"
+        report.passed(f"metadata of {model}", timer.ms, f"{count(n_frames, 'frame')}, {pixels}, on {info.device}")
     except LipsyncError as error:
         report.failed(f"metadata of {model}", str(error))
         return
+    timer = Timer()
+    try:
+        jpeg = await client.video_frame(model, 0)
+        report.passed(f"video frame 0 of {model}", timer.ms, size(len(jpeg)))
+    except LipsyncError as error:
+        report.failed(f"video frame 0 of {model}", str(error))
     for frame_id in SINGLE_FRAMES:
         what = f"frame {frame_id} of {model}"
         if frame_id >= n_frames:

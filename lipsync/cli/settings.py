@@ -52,8 +52,8 @@ class SettingInfo:
 
     @property
     def is_list(self) -> bool:
-        """Of texts: an option that may be given more than once, a variable with commas, a list in the file."""
-        return bool(self.type == tuple[str, ...])
+        """An option that may be given more than once, a variable with commas, a list in the file."""
+        return bool(self.type in (tuple[str, ...], tuple[int, ...]))
 
     @property
     def shown_default(self) -> str:
@@ -80,7 +80,7 @@ def setting_options(command: Command) -> Command:
         shown = f" [default: {setting.shown_default}]" if setting.shown_default else ""
         names, kind = setting.option, {"type": setting.type}
         if setting.is_list:
-            kind = {"multiple": True, "metavar": "NAME"}
+            kind = {"multiple": True, "metavar": "NAME" if setting.type == tuple[str, ...] else "INTEGER"}
         elif setting.type is bool:
             names += "/" + setting.option.replace("--", "--no-", 1)
         command = click.option(names, **kind, default=None, help=setting.doc + shown)(command)

@@ -200,8 +200,8 @@ class Engine:
         await self._repository.unload(name)
 
     def models(self) -> list[ModelInfo]:
-        """The loaded models, by name."""
-        return [self._info(self._models[name]) for name in sorted(self._models)]
+        """The loaded models, in the order that they were loaded."""
+        return [self._info(model) for model in self._models.values()]
 
     def model(self, name: str) -> ModelInfo:
         """One of them. Raises ModelNotFoundError."""

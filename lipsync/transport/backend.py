@@ -11,6 +11,9 @@ from typing import Protocol
 from lipsync.errors import LipsyncError
 from lipsync.types import Frame, ModelInfo, ModelStats, Output, SpeechEvent, SpeechOptions
 
+FULL_BODY = "full_body"
+"""The role of the video with whole frames."""
+
 
 class Speech(Protocol):
     """A session of live audio. One task may send while another iterates."""
@@ -103,6 +106,23 @@ class Backend(Protocol):
         `audio_start_frame` is the frame that the recording's first sample belongs to; it may be negative.
         """
 
+    async def video_frame(
+        self,
+        model_name: str,
+        frame_id: int,
+        video: str = FULL_BODY,
+        *,
+        timeout_s: float | None = None,
+        caller: Hashable | None = None,
+    ) -> bytes:
+        """A frame of one of the package's own videos, by its role, as a JPEG.
+
+        Raises InvalidRequestError for a video that the package does not have.
+        """
+
+    async def recording(self, model_name: str) -> bytes | None:
+        """The recording that goes with the package's frames, a WAV file; None if there is none."""
+
     async def load(self, path: str, *, name: str, below: str | None = None) -> ModelInfo:
         """Load the package at `path` under `name`; at once if it is loaded from there already, and has not changed.
 
@@ -113,7 +133,7 @@ class Backend(Protocol):
         """Let frames in flight finish, then free the model. Raises ModelNotFoundError."""
 
     def models(self) -> list[ModelInfo]:
-        """The loaded models, by name."""
+        """The loaded models, in the order that they were loaded."""
 
     def model(self, name: str) -> ModelInfo:
         """One of them. Raises ModelNotFoundError."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import h2.exceptions
@@ -21,7 +22,7 @@ from lipsync.config import ServerConfig
 from lipsync.errors import EngineClosedError, InternalError, LipsyncError
 from lipsync.transport.address import format_address
 from lipsync.transport.limits import PREFIX, LimitedStream, within
-from lipsync.transport.status import to_grpc_error
+from lipsync.transport.status import row_of, to_grpc_error
 
 logger = logging.getLogger(__name__)
 
@@ -111,6 +112,14 @@ class NoObserver:
         pass
 
 
+class Unanswered(Exception):
+    """A call fails with this error: its client is to be told."""
+
+    def __init__(self, error: LipsyncError) -> None:
+        self.error = error
+        super().__init__(str(error))
+
+
 class Calls:
     """The calls in flight.
 
@@ -156,50 +165,64 @@ class Calls:
             limit_bytes = min(limit_bytes, config.max_request_bytes)
 
         async def guarded(stream: Stream[Any, Any]) -> None:
-            task = asyncio.current_task()
-            assert task is not None
-            # until the task is done, not until the handler is: grpclib sends the status after it
-            self._tasks[task] = path
-            task.add_done_callback(self._forget)
             call = _call(path, stream)
-            CALL.set(call)  # for this task, which ends with the call
             h2_stream: LimitedStream = stream._stream  # type: ignore[assignment]
             h2_stream.trailers_too.append(("x-request-id", call.request_id))
-            started_s = time.monotonic()
-            status = Status.UNKNOWN
-            self._observer.call_started(call)
+            messages = _Messages(stream, handler, call, self._observer, limit_bytes, config)
             try:
-                if self.refusing.is_set() and path not in self._always:
-                    raise EngineClosedError(SHUTTING_DOWN)
-                await handler.func(_Messages(stream, handler, call, self._observer, limit_bytes, config))
-                status = Status.OK
-            except asyncio.CancelledError:
-                if task not in self._cancelled:
-                    status = _status_of_end(h2_stream)
-                    raise
-                self._cancelled.discard(task)
-                task.uncancel()
-                status = Status.UNAVAILABLE
-                raise to_grpc_error(EngineClosedError(SHUTTING_DOWN)) from None
-            except GRPCError as error:
-                status = error.status
-                raise
-            except LipsyncError as error:
-                h2_stream.tell_when_to_retry(error)
-                failure = to_grpc_error(error)
-                status = failure.status
-                raise failure from error
-            except h2.exceptions.ProtocolError as error:
-                # sent into a stream that the client has just closed; nobody will read this
-                status = Status.CANCELLED
-                raise GRPCError(status, "the call was closed by the client") from error
-            except Exception as error:
-                status = Status.INTERNAL
-                raise to_grpc_error(InternalError.logged(error, path)) from None
-            finally:
-                self._observer.call_ended(call, status, time.monotonic() - started_s)
+                await self.answer(call, lambda: handler.func(messages), ended=partial(_status_of_end, h2_stream))
+            except Unanswered as unanswered:
+                h2_stream.tell_when_to_retry(unanswered.error)
+                raise to_grpc_error(unanswered.error) from unanswered.__cause__
 
         return handler._replace(func=guarded)
+
+    async def answer(
+        self, call: Call, work: Callable[[], Awaitable[None]], *, ended: Callable[[], Status] = lambda: Status.CANCELLED
+    ) -> None:
+        """One call, whatever carries it: `work` answers it, and is counted, told of, and ended when the server drains.
+
+        Args:
+            ended: with which status a call ends that was cancelled from below.
+        Raises Unanswered with what the client is to be told; and what `work` raises for the transport: GRPCError.
+        """
+        task = asyncio.current_task()
+        assert task is not None
+        # until the task is done, not until `work` is: grpclib sends the status after it
+        self._tasks[task] = call.path
+        task.add_done_callback(self._forget)
+        CALL.set(call)  # for this task, which ends with the call
+        started_s = time.monotonic()
+        status = Status.UNKNOWN
+        self._observer.call_started(call)
+        try:
+            if self.refusing.is_set() and call.path not in self._always:
+                raise EngineClosedError(SHUTTING_DOWN)
+            await work()
+            status = Status.OK
+        except asyncio.CancelledError:
+            if task not in self._cancelled:
+                status = ended()
+                raise
+            self._cancelled.discard(task)
+            task.uncancel()
+            status = Status.UNAVAILABLE
+            raise Unanswered(EngineClosedError(SHUTTING_DOWN)) from None
+        except GRPCError as error:
+            status = error.status
+            raise
+        except LipsyncError as error:
+            status = row_of(error).status
+            raise Unanswered(error) from error
+        except h2.exceptions.ProtocolError as error:
+            # sent into a stream that the client has just closed; nobody will read this
+            status = Status.CANCELLED
+            raise GRPCError(status, "the call was closed by the client") from error
+        except Exception as error:
+            status = Status.INTERNAL
+            raise Unanswered(InternalError.logged(error, call.path)) from None
+        finally:
+            self._observer.call_ended(call, status, time.monotonic() - started_s)
 
     def _forget(self, task: asyncio.Task[Any]) -> None:
         self._tasks.pop(task, None)

@@ -20,7 +20,7 @@ from collections.abc import (
 from dataclasses import replace
 from enum import Enum
 from types import TracebackType
-from typing import Any, Final, Self, TypeVar, cast
+from typing import Any, Final, Self, SupportsIndex, TypeVar, cast
 
 import betterproto
 import h2.exceptions
@@ -49,6 +49,8 @@ from optimized_lipsyncsrv import (
     StatsResponse,
     UnloadPackageRequest,
     UnloadPackageResponse,
+    VideoFrameRequest,
+    VideoFrameResponse,
 )
 
 from lipsync.config import MIB
@@ -62,6 +64,7 @@ from lipsync.errors import (
 )
 from lipsync.recordings import open_recording
 from lipsync.transport import audio_messages, messages
+from lipsync.transport.backend import FULL_BODY
 from lipsync.transport.channels import Channels, NotConnectedError, Place, Target
 from lipsync.transport.codec import Codec
 from lipsync.transport.details import DetailsCodec
@@ -490,6 +493,29 @@ class Client:
             "GetModelMetadata", request, ModelMetadataResponse, timeout_s=timeout_s, metadata=metadata
         )
         return messages.model_info_of_metadata(response, model_name=model_name)
+
+    async def video_frame(
+        self,
+        model_name: str,
+        frame_id: SupportsIndex,
+        video: str = FULL_BODY,
+        *,
+        timeout_s: TimeoutS = NOT_GIVEN,
+        metadata: Mapping[str, str] | None = None,
+    ) -> bytes:
+        """A frame of one of the package's own videos, by its role, as it was filmed: a JPEG.
+
+        Raises ModelNotFoundError, FrameRangeError, and InvalidRequestError for a video that the package does not have.
+        """
+        request = VideoFrameRequest(
+            model_name=messages.checked_text(model_name, "model_name"),
+            frame_id=messages.frame_number(frame_id),
+            video_type=messages.checked_text(video, "video"),
+        )
+        response = await self._unary(
+            "GetVideoFrame", request, VideoFrameResponse, timeout_s=timeout_s, metadata=metadata
+        )
+        return messages.video_frame_of(response, model_name=model_name)
 
     async def stats(
         self, model_name: str, *, timeout_s: TimeoutS = NOT_GIVEN, metadata: Mapping[str, str] | None = None

@@ -14,6 +14,7 @@ from grpclib.exceptions import StreamTerminatedError
 from grpclib.utils import Wrapper
 from h2.exceptions import StreamClosedError
 
+from lipsync.config import ServerConfig
 from lipsync.errors import DeadlineError, LipsyncError, MessageTooLargeError, OverloadedError, ProtocolError
 from lipsync.transport.status import to_grpc_error
 
@@ -90,6 +91,10 @@ class Inflight:
     def fits(self) -> bool:
         """Whether all this is within the limits."""
         return self.n_bytes <= self.limit_bytes and (self._whole is None or self._whole.fits)
+
+    def part(self, config: ServerConfig) -> Inflight:
+        """Of one connection: however much it announces, there is room for others."""
+        return Inflight(max(self.limit_bytes // 4, config.max_message_bytes + ALWAYS_BYTES), whole=self)
 
     def share(self) -> Share:
         """Of one call, which counts from here on until it is closed."""

@@ -16,6 +16,7 @@ from optimized_lipsyncsrv import (
     OptimizedInferenceRequest,
     OptimizedInferenceResponse,
     StatsResponse,
+    VideoFrameResponse,
 )
 
 from lipsync.config import JPEG_QUALITIES
@@ -29,7 +30,11 @@ SERVING = "SERVING"
 NOT_SERVING = "NOT_SERVING"
 INT32 = range(-(2**31), 2**31)
 
-_OUTPUTS = {Output.WHOLE_FRAME: FrameOutput.WHOLE_FRAME, Output.FACE_CROP: FrameOutput.FACE_CROP}
+_OUTPUTS = {
+    Output.WHOLE_FRAME: FrameOutput.WHOLE_FRAME,
+    Output.FACE_CROP: FrameOutput.FACE_CROP,
+    Output.FACE_320: FrameOutput.FACE_320,
+}
 _OUTPUT_OF_NUMBER = {int(number): output for output, number in _OUTPUTS.items()}
 
 
@@ -87,7 +92,9 @@ def output_of(request: _Pictured) -> Output:
     """What a request wants to see. Raises InvalidRequestError for a number that the contract does not know."""
     output = _OUTPUT_OF_NUMBER.get(int(request.output))
     if output is None:
-        raise InvalidRequestError(f"output {int(request.output)} is unknown; expected 0 (whole frame) or 1 (face crop)")
+        raise InvalidRequestError(
+            f"output {int(request.output)} is unknown; expected 0 (whole frame), 1 (face crop) or 2 (face, 320x320)"
+        )
     return output
 
 
@@ -229,6 +236,25 @@ def metadata_response(info: ModelInfo) -> ModelMetadataResponse:
         pinned=info.pinned,
         version=info.version,
     )
+
+
+def video_frame_response(jpeg: bytes, *, frame_id: int, video: str) -> VideoFrameResponse:
+    """The answer for a frame of a package's own video."""
+    return VideoFrameResponse(success=True, frame_data=jpeg, frame_id=frame_id, video_type=video)
+
+
+def video_frame_failure(error: LipsyncError, *, frame_id: int, video: str) -> VideoFrameResponse:
+    """The answer for one that cannot be had."""
+    return VideoFrameResponse(
+        success=False, frame_id=frame_id, video_type=video, error=str(error), error_code=error_code_of(error)
+    )
+
+
+def video_frame_of(response: VideoFrameResponse, *, model_name: str) -> bytes:
+    """The JPEG as told by a server. Raises what is wrong."""
+    if not response.success:
+        raise error_from_response(response, model_name=model_name)
+    return response.frame_data
 
 
 def model_info_of_metadata(response: ModelMetadataResponse, *, model_name: str) -> ModelInfo:

@@ -24,7 +24,7 @@ from hyperframe.frame import GoAwayFrame
 
 from lipsync.config import MIB, ServerConfig
 from lipsync.transport.calls import Observer, peer_name
-from lipsync.transport.limits import ALWAYS_BYTES, Inflight, LimitedStream, too_much
+from lipsync.transport.limits import Inflight, LimitedStream, too_much
 from lipsync.transport.protocol import LAST_STREAM_ID, EventsProcessor, GracefulH2Connection, H2Protocol
 from lipsync.transport.requests import RequestHandler, Tokens
 
@@ -375,8 +375,6 @@ class GrpcServer(grpclib.server.Server):
             inflight=self.inflight,
             max_calls=config.max_calls,
         )
-        # however much one connection announces, there is room for others
-        part_bytes = max(config.max_inflight_bytes // 4, config.max_message_bytes + ALWAYS_BYTES)
         return ServerProtocol(
             handler,
             self._config,
@@ -384,7 +382,7 @@ class GrpcServer(grpclib.server.Server):
             max_message_bytes=config.max_message_bytes,
             made=self._made,
             lost=self._lost,
-            inflight=Inflight(part_bytes, whole=self.inflight),
+            inflight=self.inflight.part(config),
             server_config=config,
             observer=self._observer,
         )

@@ -32,6 +32,8 @@ from optimized_lipsyncsrv import (
     StatsResponse,
     UnloadPackageRequest,
     UnloadPackageResponse,
+    VideoFrameRequest,
+    VideoFrameResponse,
 )
 
 from lipsync.config import MIB, MODEL_NAME, ServerConfig
@@ -46,7 +48,7 @@ from lipsync.errors import (
     PermissionDeniedError,
 )
 from lipsync.transport import audio_messages, messages
-from lipsync.transport.backend import Backend, Speech
+from lipsync.transport.backend import FULL_BODY, Backend, Speech
 from lipsync.transport.calls import CALL, Calls
 from lipsync.transport.ordered import ordered
 from lipsync.transport.status import row_of
@@ -227,6 +229,20 @@ class Service(OptimizedLipSyncServiceBase):
             return messages.metadata_response(self._backend.model(_name(model_metadata_request.model_name)))
         except ModelNotFoundError as error:
             return ModelMetadataResponse(success=False, model_name=name, error=str(error))
+
+    async def get_video_frame(self, video_frame_request: VideoFrameRequest) -> VideoFrameResponse:
+        """A frame of one of a package's own videos."""
+        request, call = video_frame_request, CALL.get()
+        video = request.video_type or FULL_BODY
+        try:
+            jpeg = await self._backend.video_frame(
+                _name(request.model_name), request.frame_id, video, timeout_s=call.timeout_s, caller=call
+            )
+        except LipsyncError as error:
+            if not row_of(error).of_frame:
+                raise
+            return messages.video_frame_failure(error, frame_id=request.frame_id, video=video[:MAX_NAME_LENGTH])
+        return messages.video_frame_response(jpeg, frame_id=request.frame_id, video=video)
 
     async def get_stats(self, stats_request: StatsRequest) -> StatsResponse:
         """Counts and times of one model."""

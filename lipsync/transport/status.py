@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from grpclib import GRPCError, Status
-from optimized_lipsyncsrv import FrameErrorCode, OptimizedInferenceResponse
+from optimized_lipsyncsrv import FrameErrorCode, OptimizedInferenceResponse, VideoFrameResponse
 
 from lipsync.errors import (
     CheckpointError,
@@ -208,9 +208,11 @@ def error_code_of(error: LipsyncError) -> FrameErrorCode:
     return FrameErrorCode.try_value(row_of(error).code)
 
 
-def error_from_response(response: OptimizedInferenceResponse, *, model_name: str = "") -> LipsyncError:
-    """The error of a frame that failed. `model_name` is that of the request: older servers do not repeat it."""
-    fields = {"model_name": response.model_name or model_name, "frame_id": str(response.frame_id)}
+def error_from_response(
+    response: OptimizedInferenceResponse | VideoFrameResponse, *, model_name: str = ""
+) -> LipsyncError:
+    """The error of a frame that failed. `model_name` is that of the request: not all answers repeat it."""
+    fields = {"model_name": getattr(response, "model_name", "") or model_name, "frame_id": str(response.frame_id)}
     text = response.error or "the frame could not be made; the server said nothing more"
     # A server that knows no error codes leaves 0 here; a newer one may know more of them.
     cls = CODE.get(int(response.error_code))

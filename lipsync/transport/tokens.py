@@ -38,6 +38,7 @@ NEEDED = {
             SERVICE + "StreamInference",
             SERVICE + "StreamAudio",
             SERVICE + "GenerateBatchWithAudio",
+            SERVICE + "GetVideoFrame",
             SERVICE + "GetModelMetadata",
             SERVICE + "ListModels",
             *REFLECTION_PATHS,

@@ -45,6 +45,8 @@ def test_every_setting_can_be_a_variable(monkeypatch: pytest.MonkeyPatch) -> Non
             "tls_client_ca": "/ca.pem",
             "tokens": "/t",
             "metrics_host": "::1",
+            "legacy_http": "8084, 8086",
+            "http_origins": "https://app.example,null",
         },
     }
     wanted: dict[str, Any] = {}
@@ -55,7 +57,8 @@ def test_every_setting_can_be_a_variable(monkeypatch: pytest.MonkeyPatch) -> Non
             case int() | float():
                 wanted[name] = setting.default + 1
             case tuple():
-                wanted[name] = tuple(part.strip() for part in given[name].split(","))
+                kind = int if setting.type == tuple[int, ...] else str
+                wanted[name] = tuple(kind(part.strip()) for part in given[name].split(","))
             case _:
                 wanted[name] = given[name]
         monkeypatch.setenv(setting.variable, given.get(name, str(wanted[name])))

@@ -9,6 +9,7 @@ from collections.abc import Callable, Hashable, Sequence
 
 from lipsync.errors import (
     FrameRangeError,
+    InvalidRequestError,
     LipsyncError,
     ModelExistsError,
     ModelNotFoundError,
@@ -29,6 +30,7 @@ from lipsync.types import (
 )
 
 FRAME_COUNT = 1000
+VIDEOS = ("full_body", "crops_328")
 
 
 def _is_folder_below(path: str, below: str) -> bool:
@@ -140,6 +142,7 @@ class FakeBackend:
         speeches: sessions of live audio, in the order opened.
         max_samples_ahead: what they tell of themselves.
         recordings: what came with calls for frames with audio: the audio, its options, the frame it begins with.
+        recordings_of: what `recording` answers, by model.
         ready: as of `Backend`.
     """
 
@@ -160,6 +163,7 @@ class FakeBackend:
         self.speeches: list[FakeSpeech] = []
         self.max_samples_ahead = 1_920_000
         self.recordings: list[tuple[bytes, SpeechOptions, int]] = []
+        self.recordings_of: dict[str, bytes] = {}
         self.ready = True
 
     @property
@@ -261,6 +265,28 @@ class FakeBackend:
         frame_ids = range(start_frame, start_frame + frame_count)
         return await self.frames(model_name, frame_ids, timeout_s=timeout_s, caller=caller)
 
+    async def video_frame(
+        self,
+        model_name: str,
+        frame_id: int,
+        video: str = "full_body",
+        *,
+        timeout_s: float | None = None,
+        caller: Hashable | None = None,
+    ) -> bytes:
+        self.calls["video_frame"] += 1
+        self.model(model_name)
+        if not 0 <= frame_id < FRAME_COUNT:
+            raise FrameRangeError(model_name, frame_id, FRAME_COUNT)
+        if video not in VIDEOS:
+            raise InvalidRequestError(f"model {model_name!r} has no video {video!r}; it has {', '.join(VIDEOS)}")
+        return picture(f"{model_name}/{video}", frame_id, size=self.size)
+
+    async def recording(self, model_name: str) -> bytes | None:
+        self.calls["recording"] += 1
+        self.model(model_name)
+        return self.recordings_of.get(model_name)
+
     async def load(self, path: str, *, name: str, below: str | None = None) -> ModelInfo:
         self.calls["load"] += 1
         if below is not None and not await asyncio.to_thread(_is_folder_below, path, below):
@@ -278,7 +304,7 @@ class FakeBackend:
         del self.names[name]
 
     def models(self) -> list[ModelInfo]:
-        return [self._info(name) for name in sorted(self.names)]
+        return [self._info(name) for name in self.names]
 
     def model(self, name: str) -> ModelInfo:
         if name not in self.names:

@@ -125,4 +125,4 @@ def test_routes() -> None:
     source = inspect.getsource(client)
     for route in routes:
         assert f'"{route.removeprefix(messages.SERVICE)}"' in source
-    assert len(routes) == 11
+    assert len(routes) == 12

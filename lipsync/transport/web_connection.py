@@ -1,0 +1,102 @@
+"""One WebSocket, as its handlers see it: messages within the limits, and who is at the other end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Mapping
+
+from aiohttp import WSMsgType, web
+
+from lipsync.errors import ConnectionLostError, LipsyncError
+from lipsync.transport.limits import Inflight, Share, within
+
+CLOSE_S = 1.0
+"""How long a client may take to answer a goodbye."""
+
+
+class WebConnection:
+    """What a handler gets. It is closed by whoever made it.
+
+    Attributes:
+        peer: the client's address, as logs have it.
+        metadata: the headers of its handshake, names in lower case.
+        request_id: the client's, if it is well-formed, or one made up.
+        inflight: this connection's part of the bytes that a server may hold; `inflight.share()` counts one call.
+    """
+
+    def __init__(
+        self,
+        socket: web.WebSocketResponse,
+        *,
+        peer: str,
+        metadata: Mapping[str, str],
+        request_id: str,
+        inflight: Inflight,
+        share: Share,
+        admit: Callable[[str], str],
+        send_timeout_s: float,
+        abort: Callable[[], None],
+    ) -> None:
+        """
+        Args:
+            share: of what has come in and is not read; its listener counts bytes there as they arrive.
+            admit: the caller's name for the path of a method.
+            abort: drops the connection.
+        """
+        self.peer = peer
+        self.metadata = metadata
+        self.request_id = request_id
+        self.inflight = inflight
+        self._socket = socket
+        self._share = share
+        self._admit = admit
+        self._send_s = send_timeout_s
+        self._abort = abort
+        self._sending = asyncio.Lock()  # one message at a time waits for room in the socket
+
+    def admit(self, path: str) -> str:
+        """The name of who calls the method of this path; empty without tokens.
+
+        Raises UnauthenticatedError, PermissionDeniedError.
+        """
+        return self._admit(path)
+
+    async def receive(self) -> bytes | str | None:
+        """The next message; None once the client has closed, or is gone, or broke a rule of WebSocket."""
+        message = await self._socket.receive()
+        self._share.read_all()
+        if message.type is WSMsgType.BINARY:
+            data: bytes = message.data
+            return data
+        if message.type is WSMsgType.TEXT:
+            text: str = message.data
+            return text
+        return None
+
+    async def send(self, message: bytes | str) -> None:
+        """Send one message; waits while the client's socket is full.
+
+        Raises ConnectionLostError if the client is gone, and DeadlineError if it takes nothing for `send_timeout_s`:
+        then it is dropped.
+        """
+        try:
+            async with within(self._send_s, f"the client took no answer for {self._send_s:g} s, and is dropped"):
+                async with self._sending:
+                    if self._socket.closed:
+                        raise ConnectionLostError("the client has closed the connection")
+                    if isinstance(message, str):
+                        await self._socket.send_str(message)
+                    else:
+                        await self._socket.send_bytes(message)
+        except (ConnectionError, RuntimeError) as error:  # the second: it is closing
+            raise ConnectionLostError("the client is gone") from error
+        except LipsyncError:
+            self._abort()
+            raise
+
+    async def close(self, code: int, text: str) -> None:
+        """Say goodbye, with a reason of at most 123 bytes."""
+        with contextlib.suppress(ConnectionError, RuntimeError, TimeoutError):
+            async with asyncio.timeout(CLOSE_S):
+                await self._socket.close(code=code, message=text.encode()[:123])
