@@ -23,6 +23,7 @@ demo: $(VENV)/.done
 	$(BIN)/lipsync demo --out demo
 
 test: $(VENV)/.done
+	@sh tools/setup_chromium.sh
 	$(BIN)/python -m pytest
 
 # Some rows alone: make test-abuse ROWS=12,28. Another length of the soak, in minutes: make test-abuse SOAK=1.

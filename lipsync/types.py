@@ -238,6 +238,8 @@ class ModelInfo:
         frame_count: frames of the video; valid frame ids are 0 to frame_count - 1.
         device: where its network runs: "cpu", "cuda:0".
         videos: roles of the videos that were decoded.
+        available_videos: roles of all of the package's videos, whose frames `video_frame` gives; empty when told by the
+            answer to a load.
         features_shape: of the audio features, rows first.
         features_memory_mapped: True if the features are mapped from disk.
         load_ms: how long loading took; 0 if it was loaded already.
@@ -270,6 +272,7 @@ class ModelInfo:
     bounds: Bounds = Bounds(0, 0, 0, 0)
     pinned: bool = False
     version: str = ""
+    available_videos: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import av
 import grpc
 import numpy as np
 import psutil
@@ -90,6 +91,29 @@ def test_all_seven_calls(stub: Any, grpcio: Grpcio) -> None:
     with pytest.raises(grpc.RpcError) as caught:
         stub.GetStats(pb2.StatsRequest(model_name="nobody"), timeout=TIMEOUT_S)
     assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+def test_a_package_s_own_videos(stub: Any, grpcio: Grpcio, models: Path) -> None:
+    pb2 = grpcio.pb2
+    metadata = stub.GetModelMetadata(pb2.ModelMetadataRequest(model_name="anna"), timeout=TIMEOUT_S)
+    assert list(metadata.available_videos) == ["full_body", "crops_328", "model_inputs", "rois_320"]
+    for video in metadata.available_videos:
+        with av.open(str(models / f"anna/{video}.mp4")) as container:
+            filmed = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+        for number in (0, 13, 14, 5):
+            request = pb2.VideoFrameRequest(model_name="anna", frame_id=number, video_type=video)
+            answer = stub.GetVideoFrame(request, timeout=TIMEOUT_S)
+            assert answer.success, answer.error
+            with Image.open(io.BytesIO(answer.frame_data)) as picture:
+                off = [np.abs(np.asarray(picture.convert("RGB")) - frame.astype(int)).mean() for frame in filmed]
+            assert min(off) == off[number] < 5
+
+
+def test_the_face_alone_is_320_pixels(stub: Any, grpcio: Grpcio) -> None:
+    request = grpcio.pb2.OptimizedInferenceRequest(
+        model_name="anna", frame_id=7, output=grpcio.pb2.FRAME_OUTPUT_FACE_320
+    )
+    assert decoded(stub.GenerateInference(request, timeout=TIMEOUT_S)).shape == (320, 320, 3)
 
 
 def test_the_face_crop_is_the_face_of_the_frame(stub: Any, grpcio: Grpcio) -> None:

@@ -35,6 +35,8 @@ class Plan:
         quality_frames: compared with the reference's.
         growth: whether frames, models and their costs are varied.
         transport_s: of each way of calling a server without an engine; 0 leaves that out.
+        web: whether WebSockets are compared.
+        only_web: nothing else is.
     """
 
     quick: bool
@@ -50,6 +52,8 @@ class Plan:
     quality_frames: int
     growth: bool
     transport_s: float
+    web: bool
+    only_web: bool = False
 
 
 FULL_PLAN = Plan(
@@ -66,6 +70,7 @@ FULL_PLAN = Plan(
     quality_frames=12,
     growth=True,
     transport_s=5.0,
+    web=True,
 )
 QUICK_PLAN = Plan(
     quick=True,
@@ -81,6 +86,7 @@ QUICK_PLAN = Plan(
     quality_frames=3,
     growth=False,
     transport_s=0.0,
+    web=False,
 )
 
 

@@ -11,6 +11,7 @@ from lipsync_bench.measures.network import NETWORK, ONNX_RUNTIME
 from lipsync_bench.measures.quality import BEFORE_JPEG, QUALITY
 from lipsync_bench.measures.single import SINGLE, TOTAL
 from lipsync_bench.measures.throughput import STREAMS, callers_variant
+from lipsync_bench.measures.websocket import MANY, OLD_BINARY, OLD_JSON, ONE
 from lipsync_bench.results import OURS, REFERENCE, Results
 
 
@@ -47,6 +48,10 @@ GOALS = {
     "live_first_frame": Goal("live audio, full width: first frame after its audio", 150, "ms", less_is_better=True),
     "live_interrupt": Goal("live audio, full width: interrupt to rest", 40, "ms", less_is_better=True),
     "live_fps": Goal("live audio, full width: one session, audio ahead", 25, "frames/s"),
+    "websocket_json": Goal("older JSON WebSocket, one request, reference over ours", 1),
+    "websocket_json_fps": Goal("older JSON WebSocket, several requests, frames/s, ours over reference", 1),
+    "websocket_binary": Goal("older binary WebSocket, one request, reference over ours", 1),
+    "websocket_binary_fps": Goal("older binary WebSocket, several requests, frames/s, ours over reference", 1),
     "psnr_db": Goal("against the reference's float32 composite, before JPEG, face alone, worst frame", 45, "dB"),
 }
 
@@ -54,8 +59,8 @@ GOALS = {
 def fill_ratios(results: Results, best_runtime: str) -> None:
     """Set `results.ratios` from the medians; what was not measured stays out."""
 
-    def ratio(measure: str, slower: tuple[str, str], faster: tuple[str, str]) -> float | None:
-        above, below = results.median(measure, *slower), results.median(measure, *faster)
+    def ratio(measure: str, one: tuple[str, str], other: tuple[str, str]) -> float | None:
+        above, below = results.median(measure, *one), results.median(measure, *other)
         return None if above is None or below is None else above / below
 
     quality = results.find(QUALITY, OURS, BEFORE_JPEG)
@@ -70,6 +75,10 @@ def fill_ratios(results: Results, best_runtime: str) -> None:
         "live_first_frame": results.median(LIVE, FULL_WIDTH, FIRST_FRAME),
         "live_interrupt": results.median(LIVE, FULL_WIDTH, INTERRUPT),
         "live_fps": results.median(LIVE, FULL_WIDTH, SUSTAINED),
+        "websocket_json": ratio(ONE, (REFERENCE, OLD_JSON), (OURS, OLD_JSON)),
+        "websocket_json_fps": ratio(MANY, (OURS, OLD_JSON), (REFERENCE, OLD_JSON)),
+        "websocket_binary": ratio(ONE, (REFERENCE, OLD_BINARY), (OURS, OLD_BINARY)),
+        "websocket_binary_fps": ratio(MANY, (OURS, OLD_BINARY), (REFERENCE, OLD_BINARY)),
         "psnr_db": min(quality.samples) if quality is not None and quality.samples else None,
     }
     results.ratios = {name: value for name, value in found.items() if value is not None}

@@ -7,7 +7,7 @@ from typing import Any
 
 from lipsync_bench.charts import write_charts
 from lipsync_bench.results import Results
-from lipsync_bench.tables import TextTable, measure_tables, number, ratio_table
+from lipsync_bench.tables import TextTable, measure_tables, number, old_server_table, ratio_table
 
 PAGE, CHARTS_FOLDER = "performance.md", "performance"
 HEAD = """\
@@ -29,7 +29,8 @@ def write_report(results: Results, docs: Path) -> Path:
     parts = [HEAD, _machine(results), _markdown(ratio_table(results))]
     if charts:
         parts.append("## In pictures\n\n" + "\n\n".join(f"![{_alt(name)}]({CHARTS_FOLDER}/{name})" for name in charts))
-    parts += [_markdown(table) for table in measure_tables(results)]
+    old_servers = old_server_table(results)
+    parts += [_markdown(table) for table in (*([old_servers] if old_servers else []), *measure_tables(results))]
     if results.notes:
         parts.append("## To know\n\n" + "\n".join(f"- {note}." for note in results.notes))
     parts.append(

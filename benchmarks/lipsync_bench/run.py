@@ -24,11 +24,13 @@ from lipsync_bench.measures.single import measure_single
 from lipsync_bench.measures.strict import measure_strict
 from lipsync_bench.measures.throughput import measure_throughput
 from lipsync_bench.measures.transport import measure_transport
+from lipsync_bench.measures.websocket import measure_websocket
 from lipsync_bench.packages import FULL, BenchPackages
 from lipsync_bench.results import Results
 from lipsync_bench.sample import load_sample
 from lipsync_bench.servers import JPEG_QUALITY, Servers, reference_stubs
 
+WEB_NEEDS = ("aiohttp", "websockets")
 REFERENCE_NEEDS = ("grpc", "grpc_tools", "cv2")
 
 
@@ -46,11 +48,15 @@ def run(packages: BenchPackages, *, plan: Plan, device: torch.device, on_progres
     with _reference(results) as stubs:
         bench = Bench(packages, Servers(packages.folder, str(device), stubs), device, plan, results, on_progress)
         started = time.perf_counter()
-        # What needs the servers comes first: this process has no network of its own then.
-        asyncio.run(_measure_servers(bench))
-        best_name = _measure_parts(bench)
-        if device.type == "cuda" or not plan.quick:
-            asyncio.run(measure_engine(bench))
+        best_name = ""
+        if plan.only_web:
+            asyncio.run(_measure_web(bench))
+        else:
+            # What needs the servers comes first: this process has no network of its own then.
+            asyncio.run(_measure_servers(bench))
+            best_name = _measure_parts(bench)
+            if device.type == "cuda" or not plan.quick:
+                asyncio.run(measure_engine(bench))
     fill_ratios(results, best_name)
     results.settings["took_s"] = round(time.perf_counter() - started, 1)
     return results
@@ -93,6 +99,16 @@ async def _measure_servers(bench: Bench) -> None:
         await measure_growth(bench)
     if bench.plan.transport_s:
         await measure_transport(bench)
+    if bench.plan.web:
+        await _measure_web(bench)
+
+
+async def _measure_web(bench: Bench) -> None:
+    missing = [module for module in WEB_NEEDS if not importable(module)]
+    if missing:
+        bench.results.note(f"WebSockets were left out: {', '.join(missing)} cannot be imported here")
+    else:
+        await measure_websocket(bench)
 
 
 def _measure_parts(bench: Bench) -> str:

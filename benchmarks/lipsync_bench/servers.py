@@ -27,7 +27,7 @@ START_S = 300.0
 STOP_S = 20.0
 CALL_S = 600.0
 """Deadline of a call: a reference batch for 16 callers takes minutes on a small machine."""
-LISTENING = "listening on "
+LISTENING, PAGE = "listening on ", "page at http://"
 
 
 @dataclass
@@ -37,12 +37,14 @@ class Served:
     Attributes:
         subject: whose it is: "lipsync" or "reference".
         address: host:port.
+        web: the same of its WebSockets; empty without any.
         started_s: time.perf_counter() when its process was started.
         listening_s: the same when it said that it listens.
     """
 
     subject: str
     address: str
+    web: str
     process: psutil.Process
     started_s: float
     listening_s: float
@@ -66,7 +68,7 @@ def serve_options() -> frozenset[str]:
     return frozenset(setting.option for setting in SETTINGS.values())
 
 
-def ours_command(models: Path, names: Sequence[str], device: str) -> list[str]:
+def ours_command(models: Path, names: Sequence[str], device: str, *, web: bool = False) -> list[str]:
     """`lipsync serve` with the cache of finished frames off: what is measured is the making of frames."""
     options = {
         "--models": str(models),
@@ -78,14 +80,15 @@ def ours_command(models: Path, names: Sequence[str], device: str) -> list[str]:
     known = [word for option, value in options.items() if option in serve_options() for word in (option, value)]
     loads = [word for name in names for word in ("--load", name)]
     quiet = ["--no-metrics"] if "--metrics" in serve_options() else []
-    return [sys.executable, "-m", "lipsync", "serve", *quiet, *known, *loads]
+    browsers = ["--http", "0"] if web else []
+    return [sys.executable, "-m", "lipsync", "serve", *quiet, *browsers, *known, *loads]
 
 
-def reference_command(models: Path, names: Sequence[str], stubs: Path) -> list[str]:
+def reference_command(models: Path, names: Sequence[str], stubs: Path, *, web: bool = False) -> list[str]:
     """The reference server; its stubs were generated before, which is not its start's time."""
     loads = [word for name in names for word in ("--load", name)]
     base = [sys.executable, "-m", "lipsync_bench.reference", "--models", str(models), "--stubs", str(stubs)]
-    return [*base, *loads]
+    return [*base, *loads, *(["--web"] if web else [])]
 
 
 @contextlib.contextmanager
@@ -125,7 +128,7 @@ async def running(subject: str, command: Sequence[str]) -> AsyncIterator[Served]
             said = (await errors).decode(errors="replace").strip().splitlines()
             raise LipsyncError(f"the {subject} server did not start: " + (said[-1] if said else "it said nothing"))
         rest = asyncio.create_task(process.stdout.read())
-        yield Served(subject, address, psutil.Process(process.pid), started_s, time.perf_counter())
+        yield Served(subject, *address, psutil.Process(process.pid), started_s, time.perf_counter())
     finally:
         with contextlib.suppress(ProcessLookupError):
             process.send_signal(signal.SIGTERM)
@@ -140,11 +143,15 @@ async def running(subject: str, command: Sequence[str]) -> AsyncIterator[Served]
         await asyncio.gather(*(task for task in (errors, rest) if task is not None), return_exceptions=True)
 
 
-async def _address(output: asyncio.StreamReader) -> str | None:
+async def _address(output: asyncio.StreamReader) -> tuple[str, str] | None:
+    """Where it listens, and where for browsers; None if it ends before it says so."""
+    web = ""
     async for line in output:
         text = line.decode(errors="replace").strip()
+        if text.startswith(PAGE):
+            web = text.removeprefix(PAGE).rstrip("/")
         if text.startswith(LISTENING):
-            return text.removeprefix(LISTENING).split()[0]
+            return text.removeprefix(LISTENING).split()[0], web
     return None
 
 
@@ -167,9 +174,9 @@ class Servers:
         """Whose servers can run here, the reference first."""
         return (OURS,) if self.stubs is None else (REFERENCE, OURS)
 
-    def start(self, subject: str, *names: str) -> contextlib.AbstractAsyncContextManager[Served]:
-        """One of them, with these packages loaded."""
+    def start(self, subject: str, *names: str, web: bool = False) -> contextlib.AbstractAsyncContextManager[Served]:
+        """One of them, with these packages loaded; with `web`, WebSockets too."""
         if subject == OURS:
-            return running(subject, ours_command(self.models, names, self.device))
+            return running(subject, ours_command(self.models, names, self.device, web=web))
         assert self.stubs is not None
-        return running(subject, reference_command(self.models, names, self.stubs))
+        return running(subject, reference_command(self.models, names, self.stubs, web=web))

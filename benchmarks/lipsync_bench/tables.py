@@ -17,6 +17,8 @@ from lipsync_bench.measures.single import SINGLE, SIZE
 from lipsync_bench.measures.strict import STRICT, STRICT_GAPS
 from lipsync_bench.measures.throughput import BATCH_FRAMES, BATCHES, GAPS, STREAMS
 from lipsync_bench.measures.transport import TRANSPORT
+from lipsync_bench.measures.websocket import MANY as MANY_ASKED
+from lipsync_bench.measures.websocket import ONE, old_server_rows
 from lipsync_bench.results import Results, Series
 
 MANY = 10
@@ -42,6 +44,8 @@ MEASURES = {
     STRICT_GAPS: "Of each number of streams that was tried, up to the moment it failed.",
     BY_FRAMES: "How cost grows with the length of the package.",
     BY_MODELS: "How cost grows with the number of models, each of a quarter of the frames; calls go round them.",
+    ONE: "The 320x320 face alone, as the older servers sent it, from the request to the picture's bytes.",
+    MANY_ASKED: "The same, eight on their way at a time on one connection.",
     TRANSPORT: "Answers of 100 KB without an engine behind them, each server with the client of its own library.",
     ENCODER: "From the network's face to the JPEG of the whole frame, in one thread.",
     ENCODED_SIZE: "Bytes of the same frames.",
@@ -115,6 +119,19 @@ def measure_tables(results: Results) -> list[TextTable]:
         ]
         tables.append(TextTable(measure, about, ("what", "unit", *subjects), rows))
     return tables
+
+
+def old_server_table(results: Results) -> TextTable | None:
+    """The older WebSocket servers' figures, and what became of them; None if that was not measured."""
+    if not results.of(ONE):
+        return None
+    about = (
+        "What the servers that this one replaces were measured at on a machine of their own, and the same here: of the "
+        "reference, which is their design, and of ours. A gain is that over the old figure; what the reference gains, "
+        "the machine does."
+    )
+    head = ("server", "unit", "then", "reference here", "ours here", "gain of the reference", "gain of ours")
+    return TextTable("the older WebSocket servers", about, head, old_server_rows(results))
 
 
 def _name(series: Series, n_variants: int) -> str:

@@ -144,13 +144,8 @@ class ReferenceModel:
 
     def make(self, frame_id: int) -> MadeFrame:
         """One frame. Raises ReferenceFault if it is not in the video."""
-        if not 0 <= frame_id < self.frame_count:
-            raise ReferenceFault(f"frame {frame_id} is not in the video; it has frames 0 to {self.frame_count - 1}")
         started = time.perf_counter()
-        face = network_input(self.videos["rois_320"][frame_id], self.videos["model_inputs"][frame_id])
-        window = torch.from_numpy(feature_window(self.features, frame_id).reshape(1, *self.window_shape))
-        prepared = time.perf_counter()
-        predicted = predict(self.network, face, window).astype(np.uint8)
+        predicted, prepared = self._predict(frame_id)
         inferred = time.perf_counter()
         rectangle = self.rectangles[frame_id]
         whole = composite(self.videos["full_body"][frame_id], self.videos["crops_328"][frame_id], predicted, rectangle)
@@ -166,3 +161,17 @@ class ReferenceModel:
             composite_ms=(composited - inferred) * 1000,
             encode_ms=(encoded - composited) * 1000,
         )
+
+    def make_face(self, frame_id: int) -> tuple[bytes, Rectangle]:
+        """The network's face alone, a JPEG, and where it belongs. Raises ReferenceFault if it is not in the video."""
+        predicted, _ = self._predict(frame_id)
+        return encode(predicted), self.rectangles[frame_id]
+
+    def _predict(self, frame_id: int) -> tuple[UInt8, float]:
+        """The network's face, and when its input was ready."""
+        if not 0 <= frame_id < self.frame_count:
+            raise ReferenceFault(f"frame {frame_id} is not in the video; it has frames 0 to {self.frame_count - 1}")
+        face = network_input(self.videos["rois_320"][frame_id], self.videos["model_inputs"][frame_id])
+        window = torch.from_numpy(feature_window(self.features, frame_id).reshape(1, *self.window_shape))
+        prepared = time.perf_counter()
+        return predict(self.network, face, window).astype(np.uint8), prepared

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import grpc
 import grpc.aio
 
-from .model import MadeFrame, ReferenceFault, ReferenceModel
+from .model import MadeFrame, Rectangle, ReferenceFault, ReferenceModel
 from .stubs import Stubs
 
 T = TypeVar("T")
@@ -47,6 +47,14 @@ class ReferenceService:
             self._models[name] = await self._in_worker(ReferenceModel, self._folder / (path or name))
             self._times_ms[name] = []
         return self._models[name]
+
+    async def face(self, name: str, frame_id: int) -> tuple[bytes, Rectangle]:
+        """The network's face, a JPEG, and where it belongs; the first model for names that are unknown, and frames
+        that wrap round. Raises ReferenceFault without models."""
+        model = self._models.get(name) or next(iter(self._models.values()), None)
+        if model is None:
+            raise ReferenceFault("no model is loaded")
+        return await self._in_worker(model.make_face, frame_id % model.frame_count)
 
     async def _answer(self, name: str, frame_id: int) -> Any:
         arrived = time.perf_counter()

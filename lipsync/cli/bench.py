@@ -13,7 +13,7 @@ from lipsync_bench.packages import BenchPackages, default_folder, make_packages
 from lipsync_bench.report import write_report
 from lipsync_bench.results import Results
 from lipsync_bench.run import run
-from lipsync_bench.tables import TextTable, measure_tables, ratio_table
+from lipsync_bench.tables import TextTable, measure_tables, old_server_table, ratio_table
 
 from lipsync.cli.terminal import add_row, console, make_table, progress_bars
 from lipsync.engine.runtime import resolve_device
@@ -35,20 +35,25 @@ def build_packages(folder: Path | None) -> BenchPackages:
             raise
 
 
-def run_bench(out: Path, *, packages_folder: Path | None, quick: bool, seconds: float | None, device: str) -> None:
+def run_bench(
+    out: Path, *, packages_folder: Path | None, quick: bool, seconds: float | None, device: str, only_web: bool
+) -> None:
     """Measure, print tables, write results.json and charts into `out`."""
     resolved = resolve_device(device)
     packages = build_packages(None) if packages_folder is None else BenchPackages.open(packages_folder)
     plan = QUICK_PLAN if quick else FULL_PLAN
     if seconds is not None:
         plan = replace(plan, strict_s=seconds)
+    if only_web:
+        plan = replace(plan, only_web=True)
     with progress_bars("bench:") as on_progress:
         results = run(packages, plan=plan, device=resolved, on_progress=on_progress)
     charts = _draw_charts(results, out)
     path = out / RESULTS
     results.save(path)
-    for table in (*measure_tables(results), ratio_table(results)):
-        _print(table)
+    for table in (*measure_tables(results), old_server_table(results), ratio_table(results)):
+        if table is not None:
+            _print(table)
     for note in results.notes:
         console.print(f"- {note}", markup=False)
     console.print(f"\n{path}: every sample" + (f"; {charts} charts beside it" if charts else ""), markup=False)

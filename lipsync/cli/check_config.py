@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
@@ -14,8 +15,9 @@ from lipsync.cli.serve import models_folder, packages_in
 from lipsync.cli.terminal import add_row, console, count, make_table
 from lipsync.config import EngineConfig, ServerConfig
 from lipsync.engine.runtime import resolve_device, runtime_names
-from lipsync.errors import LipsyncError
+from lipsync.errors import ConfigError, LipsyncError
 from lipsync.transport.security import ServerTLS, Tokens, check_addresses
+from lipsync.transport.server import NO_AIOHTTP
 
 DAY_S = 86400
 SOON_DAYS = 14
@@ -29,7 +31,7 @@ def check_config(engine: EngineConfig, server: ServerConfig, origins: Mapping[st
     """
     settings = make_table("settings", "setting", "value", "from")
     for name, value in (asdict(server) | asdict(engine)).items():
-        shown = ", ".join(value) if isinstance(value, tuple) else str(value)
+        shown = ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
         add_row(settings, name, shown.lower() if isinstance(value, bool) else shown, origins[name])
     console.print(settings)
 
@@ -62,7 +64,12 @@ def _told(what: str, check: Callable[[], Iterator[Finding]]) -> Iterator[Finding
 
 def _addresses(server: ServerConfig) -> Iterator[Finding]:
     check_addresses(server)
-    yield Finding("addresses", "ok", f"{server.host}, port {server.port}" + (", insecure" if server.insecure else ""))
+    web = [port for port in (server.http, *server.legacy_http) if port >= 0]
+    if web and importlib.util.find_spec("aiohttp") is None:
+        raise ConfigError(NO_AIOHTTP)
+    browsers = f", for browsers {', '.join(map(str, web))}" if web else ""
+    insecure = ", insecure" if server.insecure else ""
+    yield Finding("addresses", "ok", f"{server.host}, port {server.port}{browsers}{insecure}")
 
 
 def _tls(server: ServerConfig) -> Iterator[Finding]:

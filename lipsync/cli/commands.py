@@ -422,12 +422,14 @@ def render(
     "--out", type=FOLDER, default=Path("demo"), show_default=True, help="Folder for the video and the pictures."
 )
 @click.option("--package-only", is_flag=True, help="Build the demo package, say where it is, and stop.")
+@click.option("--web", is_flag=True, help="Serve it to a browser, and open that, until Ctrl-C. Writes nothing.")
 @click.option("--package", "folder", type=FOLDER, help="Build it there instead of in the user's cache folder.")
 @pass_termination
-def demo(termination: Termination, /, out: Path, package_only: bool, folder: Path | None) -> None:
+def demo(termination: Termination, /, out: Path, package_only: bool, web: bool, folder: Path | None) -> None:
     """See a face talk: build the demo package, serve it, ask for its frames, write a video.
 
-    Writes demo.mp4, frame.jpg and mouths.jpg (twelve mouths with their times) into the output folder.
+    Writes demo.mp4, frame.jpg and mouths.jpg (twelve mouths with their times) into the output folder. With --web, a
+    page in the browser instead, where it speaks what a microphone hears.
     """
     from lipsync.cli.demo import build_package, run_demo
 
@@ -436,11 +438,18 @@ def demo(termination: Termination, /, out: Path, package_only: bool, folder: Pat
     if package_only:
         print(built)
         return
+    if web:
+        from lipsync.cli.demo_page import run_page
+
+        with contextlib.suppress(Terminated):
+            asyncio.run(run_page(built, termination))
+        return
     sys.exit(0 if asyncio.run(run_demo(out, built, termination)) else 1)
 
 
 @cli.command()
 @click.option("--quick", is_flag=True, help="The ratios alone, in under a minute.")
+@click.option("--websocket", "only_web", is_flag=True, help="The WebSockets beside gRPC alone, in two minutes.")
 @click.option("--seconds", type=float, help="For how long strict streams have to be smooth: 60, or 0 with --quick.")
 @click.option(
     "--out", type=FOLDER, default=Path("bench"), show_default=True, help="Folder for results.json and the charts."
@@ -465,6 +474,7 @@ def demo(termination: Termination, /, out: Path, package_only: bool, folder: Pat
 )
 def bench(
     quick: bool,
+    only_web: bool,
     seconds: float | None,
     out: Path,
     device: str,
@@ -486,7 +496,7 @@ def bench(
     elif make_folder is not None:
         print(build_packages(Path(make_folder) if make_folder else None).folder)
     else:
-        run_bench(out, packages_folder=folder, quick=quick, seconds=seconds, device=device)
+        run_bench(out, packages_folder=folder, quick=quick, seconds=seconds, device=device, only_web=only_web)
 
 
 @cli.command()

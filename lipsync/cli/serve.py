@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import psutil
@@ -26,18 +26,28 @@ from lipsync.types import ModelInfo
 
 
 async def run_server(
-    engine_config: EngineConfig, server_config: ServerConfig, packages: dict[str, Path], termination: Termination
+    engine_config: EngineConfig,
+    server_config: ServerConfig,
+    packages: dict[str, Path],
+    termination: Termination,
+    *,
+    ready: Callable[[Server], None] | None = None,
 ) -> None:
-    """Load packages, then serve until SIGTERM or SIGINT.
+    """Load packages, then serve until SIGTERM or SIGINT. `ready` is called with the server once it listens.
 
     Raises what is wrong with the settings, or with a package that they name in `load`; others are left out. Raises
     Terminated if SIGTERM came before it served.
     """
     with termination.cancels_task():  # until `serve` takes over
-        await _run_server(engine_config, server_config, packages)
+        await _run_server(engine_config, server_config, packages, ready)
 
 
-async def _run_server(engine_config: EngineConfig, server_config: ServerConfig, packages: dict[str, Path]) -> None:
+async def _run_server(
+    engine_config: EngineConfig,
+    server_config: ServerConfig,
+    packages: dict[str, Path],
+    ready: Callable[[Server], None] | None,
+) -> None:
     with Observing(server_config) as observing:  # first: its port may be in use, and models take long to load
         async with Engine(engine_config, models=server_config.models, observer=observing.of_engine) as engine:
             console.print(
@@ -60,8 +70,14 @@ async def _run_server(engine_config: EngineConfig, server_config: ServerConfig, 
             console.print(f"{count(n_loaded, 'model')} loaded; {size(resident)} of memory in use")
             # From here on; what happened so far has been printed.
             logs.configure(server_config)
+
+            def listens(server: Server) -> None:
+                announce(observing, server)
+                if ready is not None:
+                    ready(server)
+
             async with observing.looking(engine):
-                await serve(engine, server_config, observer=observing.of_calls, ready=partial(announce, observing))
+                await serve(engine, server_config, observer=observing.of_calls, ready=listens)
 
 
 def at_start(engine: EngineConfig, server: ServerConfig, packages: dict[str, Path]) -> dict[str, Path]:
@@ -75,10 +91,18 @@ def announce(observing: Observing, server: Server) -> None:
     observing.serves(server)
     if observing.url:
         console.print(f"metrics at {observing.url}", markup=False, soft_wrap=True)
+    for url in page_urls(server):
+        console.print(f"page at {url}", markup=False, soft_wrap=True)
     address = format_address(*server.address)
     security = server.security
     hint = "" if security.tls or security.tokens else f"; try: lipsync check {address}"
     console.print(f"listening on {address} (gRPC, {security.describe()}){hint}", markup=False, soft_wrap=True)
+
+
+def page_urls(server: Server) -> list[str]:
+    """Where browsers find the page, that of the setting `http` first."""
+    scheme = "https" if server.security.tls else "http"
+    return [f"{scheme}://{format_address(*address)}/" for address in server.web_addresses]
 
 
 def find_packages(config: ServerConfig, termination: Termination) -> tuple[ServerConfig, dict[str, Path]]:

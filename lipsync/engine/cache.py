@@ -18,11 +18,12 @@ bytes with CPython 3.11; a test measures it."""
 
 
 class FrameKey(NamedTuple):
-    """What a frame depends on. `model` is the loaded model itself: another one may have its name later."""
+    """What a frame depends on. `model` is the loaded model itself: another one may have its name later. `output` is the
+    role of the video for a frame of one of the package's own videos."""
 
     model: Hashable
     frame_id: int
-    output: Output
+    output: Output | str
     jpeg_quality: int
 
 

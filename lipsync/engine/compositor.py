@@ -19,6 +19,9 @@ from lipsync.engine.rectangles import Rectangle
 
 UInt8 = npt.NDArray[np.uint8]
 
+FACE_ALONE = 320
+"""Height and width in pixels of a face that is shown alone, whatever the network's size."""
+
 
 def mix(one: UInt8, other: UInt8, weight: float) -> UInt8:
     """Pixels between those of two pictures of one size. `weight`: how much of the other, 0..1, in steps of 1/256."""
@@ -40,6 +43,27 @@ def face_in_crop(crop: UInt8, face: UInt8, *, blend: str = HARD) -> UInt8:
     inside = slice(BORDER, -BORDER)
     blend_face(merged[inside, inside], face, crop[inside, inside], blend)
     return merged
+
+
+def face_alone(crop: UInt8, face: UInt8, *, blend: str = HARD) -> Image.Image:
+    """The new face as its crop shows it, without the border and at the network's own scale: an RGB picture, 320x320.
+
+    Args:
+        crop: (size, size, 3) uint8 RGB; left as it is.
+        face: (size - 8, size - 8, 3) uint8 RGB.
+        blend: as in `EngineConfig`.
+    """
+    blended = np.empty_like(face)
+    blend_face(blended, face, crop[BORDER:-BORDER, BORDER:-BORDER], blend)
+    return enlarged(blended)
+
+
+def enlarged(face: UInt8) -> Image.Image:
+    """A blended face as an RGB picture, 320x320. face: (size, size, 3) uint8 RGB."""
+    picture = Image.fromarray(face)
+    if picture.size == (FACE_ALONE, FACE_ALONE):
+        return picture
+    return picture.resize((FACE_ALONE, FACE_ALONE), Image.Resampling.BILINEAR)
 
 
 def composite_crop(crop: UInt8, face: UInt8, width: int, height: int, *, blend: str = HARD) -> Image.Image:

@@ -1,7 +1,8 @@
 """NVIDIA GPUs: everything from a frame's number to its resized crop happens on the device, as one CUDA graph a batch.
 
 A batch is three copies and one launch: feature windows and frame numbers go to the device, the graph of its size runs,
-resized crops come back. Faces live on the device already, and nothing in between waits for the host.
+resized crops come back, or faces alone where those are wanted. Faces live on the device already, and nothing in between
+waits for the host.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -133,9 +134,12 @@ class CudaRuntime:
             self._ids = torch.zeros(n, dtype=torch.int64, device=device)
             self._windows = torch.zeros(n, *faces.window_shape, device=device)
             self._pixels = torch.zeros(shape, dtype=torch.uint8, device=device)
+            face_size = faces.geometry.face_size
+            self._faces = torch.zeros(n, face_size, face_size, 3, dtype=torch.uint8, device=device)
             self._host_ids = torch.zeros(n, dtype=torch.int64, pin_memory=is_cuda)
             self._host_windows = torch.zeros(n, *faces.window_shape, pin_memory=is_cuda)
             self._host_pixels = torch.zeros(shape, dtype=torch.uint8, pin_memory=is_cuda)
+            self._host_faces = torch.zeros(self._faces.shape, dtype=torch.uint8, pin_memory=is_cuda)
             if is_cuda:
                 self._make_graphs()
 
@@ -157,27 +161,30 @@ class CudaRuntime:
     @property
     def nbytes(self) -> int:
         """Bytes on the device: weights, crops, buffers, and what the graphs work in."""
-        buffers = self._ids.nbytes + self._windows.nbytes + self._pixels.nbytes
+        buffers = sum(each.nbytes for each in (self._ids, self._windows, self._pixels, self._faces))
         return self._ops.nbytes + self._composer.nbytes + buffers + self._graph_bytes
 
-    def run(self, frame_ids: Sequence[int], windows: Tensor) -> list[UInt8]:
+    def run(self, frame_ids: Sequence[int], windows: Tensor, *, alone: Collection[int] = ()) -> list[UInt8]:
         made: list[UInt8] = []
         largest = self._batch_sizes[-1]
         with self._on_device():
             for start in range(0, len(frame_ids), largest):
                 piece = slice(start, start + largest)
-                made += self._run_batch(frame_ids[piece], windows[piece])
+                alone_here = {place - start for place in alone}
+                made += self._run_batch(frame_ids[piece], windows[piece], alone_here)
         return made
 
-    def own(self, frame_id: int) -> UInt8:
+    def own(self, frame_id: int, *, alone: bool = False) -> UInt8:
         height, width = self._composer.sizes[frame_id]
         with self._on_device():
             ids = torch.tensor([frame_id], device=self._device)
             crops = self._composer.crops(ids)
             face = crops[:, BORDER:-BORDER, BORDER:-BORDER].clone()
+            if alone:  # blending a face with itself changes nothing
+                return np.asarray(face[0].cpu().numpy())
             return np.asarray(self._composer.compose(crops, face, ids)[0, :height, :width].cpu().numpy())
 
-    def _run_batch(self, frame_ids: Sequence[int], windows: Tensor) -> list[UInt8]:
+    def _run_batch(self, frame_ids: Sequence[int], windows: Tensor, alone: Collection[int]) -> list[UInt8]:
         """`run` for as many frames as fit into the buffers."""
         n = len(frame_ids)
         sizes = self._composer.sizes
@@ -195,23 +202,28 @@ class CudaRuntime:
             self._step(n)
         else:
             graph.replay()
-        self._host_pixels[:n].copy_(self._pixels[:n], non_blocking=True)
+        n_alone = sum(i in alone for i in range(n))
+        if n_alone < n:
+            self._host_pixels[:n].copy_(self._pixels[:n], non_blocking=True)
+        if n_alone:
+            self._host_faces[:n].copy_(self._faces[:n], non_blocking=True)
         self._wait()
-        pixels = self._host_pixels.numpy()
+        pixels, faces = self._host_pixels.numpy(), self._host_faces.numpy()
         made = []
         for i, frame_id in enumerate(frame_ids):
             height, width = sizes[frame_id]
-            made.append(pixels[i, :height, :width].copy())
+            made.append((faces[i] if i in alone else pixels[i, :height, :width]).copy())
         return made
 
     def _step(self, n: int) -> None:
-        """From the first n frame numbers and windows in the buffers to as many resized crops there."""
+        """From the first n frame numbers and windows in the buffers to as many resized crops, and faces, there."""
         frame_ids = self._ids[:n]
         crops = self._composer.crops(frame_ids)
         face = self._ops.place(crops[:, BORDER:-BORDER, BORDER:-BORDER]).permute(0, 3, 1, 2)
         levels = self._plan.encode(self._ops, face, self._plan.n_levels)
         moved = self._plan.decode(self._ops, levels, self._ops.place(self._windows[:n]), self._window_size)
         self._pixels[:n] = self._composer.compose(crops, moved.permute(0, 2, 3, 1), frame_ids)
+        self._faces[:n] = crops[:, BORDER:-BORDER, BORDER:-BORDER]
 
     def _wait(self) -> None:
         """Until the device has done all that it was given. Releases the GIL."""

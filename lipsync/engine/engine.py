@@ -19,6 +19,7 @@ from lipsync.engine.live import LiveAudio
 from lipsync.engine.memory import device_bytes
 from lipsync.engine.model import USED_VIDEOS, FrameRequest, Model, Progress
 from lipsync.engine.observer import EngineObserver, Unobserved
+from lipsync.engine.package_media import PackageMedia, find_video
 from lipsync.engine.repository import Repository
 from lipsync.engine.runtime import resolve_device
 from lipsync.engine.scheduler import Scheduler
@@ -53,9 +54,10 @@ PREPARING_RETRY_MS = 1000
 class _Users:
     """What becomes of models, told to what keeps something of them."""
 
-    def __init__(self, cache: ResultCache, live: LiveAudio) -> None:
+    def __init__(self, cache: ResultCache, live: LiveAudio, media: PackageMedia) -> None:
         self._cache = cache
         self._live = live
+        self._media = media
 
     def replaced(self, model: Model) -> None:
         self._cache.drop_model(model)
@@ -66,6 +68,7 @@ class _Users:
 
     def freed(self, model: Model) -> None:
         self._live.drop(model)
+        self._media.drop(model)
 
 
 class Engine:
@@ -101,8 +104,9 @@ class Engine:
         self._cache = ResultCache(self.config.result_cache_mb * MIB)
         self._memory = MemoryFloor(self.config.min_free_mb)
         self._live = LiveAudio(self.config, admit=self._memory.check)
+        self._media = PackageMedia(admit=self._memory.check)
         folder = None if models is None else Path(models)
-        users = _Users(self._cache, self._live)
+        users = _Users(self._cache, self._live, self._media)
         self._repository = Repository(self.config, self._device, folder, users, self._observer)
         self._models = self._repository.models
         self._n_preparing = 0
@@ -149,6 +153,7 @@ class Engine:
         await self._repository.stop()
         self._live.fail(EngineClosedError("the engine was closed"))
         await self._live.close()
+        await self._media.close()
         self._repository.stop_preparing()
         if self._scheduler is not None:
             await self._scheduler.close()
@@ -244,6 +249,7 @@ class Engine:
             frame_count=model.frame_count,
             device=model.runtime.device,
             videos=USED_VIDEOS,
+            available_videos=tuple(model.package.videos),
             features_shape=tuple(model.package.features.shape),
             features_memory_mapped=model.package.features_memory_mapped,
             load_ms=0.0 if already else model.load_ms,
@@ -570,6 +576,67 @@ class Engine:
         self._count(model, frames)
         return frames
 
+    # The package's own videos and recording
+
+    async def video_frame(
+        self,
+        model_name: str,
+        frame_id: int,
+        video: str = "full_body",
+        *,
+        timeout_s: float | None = None,
+        caller: Hashable | None = None,
+    ) -> bytes:
+        """A frame of one of a package's own videos as it was filmed: a JPEG of the configured quality.
+
+        Args:
+            model_name: as loaded.
+            frame_id: 0 to frame_count - 1.
+            video: its role: "full_body", "crops_328", "model_inputs" or "rois_320"; or the older tools' name of it,
+                such as "full_body_img".
+            timeout_s: from now on, after which it fails with DeadlineError.
+            caller: makes no difference: each call is about one frame.
+        Raises:
+            ModelNotFoundError, FrameRangeError, InvalidRequestError: there is no such model, frame or video.
+            MediaError: the file is damaged, or another one has taken its place.
+            OverloadedError: too many wait already, or too little memory is left.
+            DeadlineError, EngineClosedError.
+        """
+        self._check_open()
+        deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
+        await self._wanted(model_name, 1, deadline_s)
+        model = self._find(model_name)
+        role = find_video(model, video)
+        frame_id = whole_number(frame_id, "frame_id")
+        if not 0 <= frame_id < model.frame_count:
+            raise FrameRangeError(model_name, frame_id, model.frame_count)
+        quality = self.config.jpeg_quality
+        key = FrameKey(model, frame_id, role, quality)
+        self._repository.touch(model)
+        kept = self._cache.get(key)
+        if kept is not None:
+            return kept.jpeg
+        with contextlib.ExitStack() as use, self._refusals_told("frames"):
+            use.enter_context(self._repository.used(model))
+            left_s = None if deadline_s is None else deadline_s - time.monotonic()
+            jpeg = await self._media.frame(model, role, frame_id, jpeg_quality=quality, timeout_s=left_s, use=use)
+        if self._models.get(model_name) is model:
+            self._cache.put(key, Frame(model_name, frame_id, jpeg=jpeg))
+        return jpeg
+
+    async def recording(self, model_name: str) -> bytes | None:
+        """The recording that goes with a package's frames, its file as it is; None if there is none.
+
+        Raises ModelNotFoundError; MediaError if it has over 50 MiB, or another file has taken its place;
+        OverloadedError, EngineClosedError.
+        """
+        self._check_open()
+        await self._wanted(model_name, 1, None)
+        model = self._find(model_name)
+        with contextlib.ExitStack() as use, self._refusals_told("recordings"):
+            use.enter_context(self._repository.used(model))
+            return await self._media.recording(model, use=use)
+
     def _check_open(self) -> None:
         if self._closed:
             raise EngineClosedError("the engine is closed")
@@ -578,8 +645,8 @@ class Engine:
 def _request_of(plan: FramePlan, output: Output, jpeg_quality: int) -> FrameRequest:
     """A planned frame's request."""
     rest, frame_id, rest_frame_id = plan.rest, plan.frame_id, plan.rest_frame_id
-    if output is Output.FACE_CROP and rest_frame_id != frame_id:
-        # Crops of two frames lie in different places: no picture is between them.
+    if output is not Output.WHOLE_FRAME and rest_frame_id != frame_id:
+        # Faces of two frames lie in different places: no picture is between them.
         frame_id, rest = (rest_frame_id, 1.0) if rest >= 0.5 or plan.window is None else (frame_id, 0.0)
         rest_frame_id = frame_id
     elif rest == 1:

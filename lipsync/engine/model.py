@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 import uuid
@@ -17,7 +18,7 @@ from PIL import Image
 from lipsync.engine.audio import feature_window
 from lipsync.engine.backgrounds import Backgrounds, BackgroundTrack
 from lipsync.engine.blending import HARD
-from lipsync.engine.compositor import UInt8, composite_crop, mix
+from lipsync.engine.compositor import FACE_ALONE, UInt8, composite_crop, enlarged, face_alone, mix
 from lipsync.engine.jpeg import encode_jpeg, mix_jpegs
 from lipsync.engine.memory import return_free_memory
 from lipsync.engine.observer import EngineObserver, Unobserved
@@ -30,10 +31,6 @@ from lipsync.types import Bounds, Frame, LoadedPart, Output, StepTimes
 
 USED_VIDEOS = ("full_body", "crops_328")
 """The videos that frames are made from. The others can be derived from these, and are checked but not decoded."""
-
-READ_AFTER_LOADING = ("full_body", "audio_encoder")
-"""Whose files stay open: whole frames are prepared again for other JPEG qualities, and hearing is set up when first
-needed."""
 
 Progress = Callable[[str, int, int], None]
 """Called with a role, frames decoded, frames in all; from the decoding threads."""
@@ -143,6 +140,7 @@ class Model:
         self.runtime = chosen.runtime
         self.load_ms = 0.0
         self.version = uuid.uuid4().hex[:12]
+        self.closed_with_it = contextlib.ExitStack()
         self.statistics = FrameStatistics()
         self.observer: EngineObserver = Unobserved()
         self._times_ms = times_ms
@@ -182,7 +180,6 @@ class Model:
             stop=stop,
         )["crops_328"]
         decoded = time.perf_counter()
-        package.close(keep=READ_AFTER_LOADING)
 
         def windows(frame_ids: Sequence[int]) -> torch.Tensor:
             return _windows(package, frame_ids)
@@ -217,6 +214,7 @@ class Model:
     def close(self) -> None:
         """Give the memory back. Nobody may use the model any more, or hold its arrays."""
         self._backgrounds.close()
+        self.closed_with_it.close()
         self.package.close()
         del self._crops, self._windows, self.runtime, self.package
         return_free_memory()
@@ -264,7 +262,9 @@ class Model:
         windows = [self._window(item) for item in spoken]
         prepared = time.perf_counter()
         with device_errors(torch.device(self.runtime.device), f"with a batch of {len(items)} frames"):
-            moved = self.runtime.run([item.frame_id for item in spoken], torch.stack(windows)) if spoken else []
+            alone = {i for i, item in enumerate(spoken) if item.output is Output.FACE_320}
+            frame_ids = [item.frame_id for item in spoken]
+            moved = self.runtime.run(frame_ids, torch.stack(windows), alone=alone) if spoken else []
             faces = iter(moved)
             pairs = [self._with_rest(item, next(faces) if item.rest < 1 else None) for item in items]
         inferred = time.perf_counter()
@@ -288,11 +288,13 @@ class Model:
 
     def _with_rest(self, item: FrameRequest, moved: UInt8 | None) -> tuple[UInt8, UInt8 | None]:
         """The face that a request shows, and the own face of its other frame, if it has one."""
+        alone = item.output is Output.FACE_320
         if item.rest_frame_id is not None and moved is not None:
-            return moved, self.runtime.own(item.rest_frame_id)
-        if moved is None:
-            return self.runtime.own(item.frame_id), None
-        return (moved if not item.rest else mix(moved, self.runtime.own(item.frame_id), item.rest)), None
+            return moved, self.runtime.own(item.rest_frame_id, alone=alone)
+        if moved is not None and not item.rest:
+            return moved, None
+        own = self.runtime.own(item.frame_id, alone=alone)
+        return (own if moved is None else mix(moved, own, item.rest)), None
 
     def finish(self, item: FrameRequest, made: MovedFace) -> Frame:
         """Composite and encode one frame. Raises what kept its background from being prepared."""
@@ -304,8 +306,6 @@ class Model:
             resting = self._composite(item, item.rest_frame_id, made.resting)()
             jpeg = mix_jpegs(jpeg, resting, item.rest, item.jpeg_quality)
         encoded = time.perf_counter()
-        x1, y1, x2, y2 = self._rectangles[item.frame_id]
-        height, width = (y2 - y1, x2 - x1) if item.backgrounds is None else (self.package.height, self.package.width)
         times = StepTimes(
             queue_ms=made.queue_ms,
             prepare_ms=made.prepare_ms,
@@ -319,10 +319,19 @@ class Model:
             model_name=self.name,
             frame_id=item.frame_id,
             jpeg=jpeg,
-            shape=(height, width, 3),
+            shape=self._shape(item),
             bounds=self.bounds(item.frame_id),
             times=times,
         )
+
+    def _shape(self, item: FrameRequest) -> tuple[int, int, int]:
+        """(height, width, channels) of a request's picture."""
+        if item.output is Output.FACE_320:
+            return FACE_ALONE, FACE_ALONE, 3
+        if item.backgrounds is not None:
+            return self.package.height, self.package.width, 3
+        bounds = self.bounds(item.frame_id)
+        return bounds.height, bounds.width, 3
 
     def bounds(self, frame_id: int) -> Bounds:
         """The face in the whole frame."""
@@ -332,7 +341,12 @@ class Model:
     def _composite(self, item: FrameRequest, frame_id: int, face: UInt8) -> Callable[[], bytes]:
         """Put a face into a frame. Returns what encodes it."""
         x1, y1, x2, y2 = self._rectangles[frame_id]
-        if self._crops is None:
+        if item.output is Output.FACE_320:
+            if self._crops is None:
+                picture = enlarged(face)
+            else:
+                picture = face_alone(self._crops[frame_id], face, blend=self._blend)
+        elif self._crops is None:
             picture = Image.fromarray(face)
         else:
             picture = composite_crop(self._crops[frame_id], face, x2 - x1, y2 - y1, blend=self._blend)

@@ -7,7 +7,7 @@ of the package; those of the finest tones (`InferencePlan.finest`) and whatever 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -217,7 +217,7 @@ class OpenVinoRuntime:
     def nbytes(self) -> int:
         return self._weight_bytes + sum(level.nbytes for levels in list(self._features.values()) for level in levels)
 
-    def run(self, frame_ids: Sequence[int], windows: Tensor) -> list[UInt8]:
+    def run(self, frame_ids: Sequence[int], windows: Tensor, *, alone: Collection[int] = ()) -> list[UInt8]:
         requests = self._side_by_side if len(frame_ids) > 1 else [self._alone]
         moved: list[UInt8] = []
         for first in range(0, len(frame_ids), len(requests)):
@@ -231,7 +231,7 @@ class OpenVinoRuntime:
                 moved.append(face)
         return moved
 
-    def own(self, frame_id: int) -> UInt8:
+    def own(self, frame_id: int, *, alone: bool = False) -> UInt8:
         return self._faces.face(frame_id).numpy()
 
 

@@ -125,7 +125,8 @@ class ModelPackage:
         sizes: bytes of each role's file.
         open_ms: how long checking and opening each role took, in milliseconds; videos are probed, not decoded.
         manifest: package.json or package_info.json as it is; empty if there is neither.
-        files: by role, those that are read later, kept open: nobody can put others in their place.
+        files: by role, those that are read later, kept open: nobody can put others in their place. Videos are decoded
+            from them, whole and for single frames.
         fingerprint: of all of its files, as they were opened.
     """
 
@@ -184,11 +185,10 @@ class ModelPackage:
             # A memory map holds its file open, and an exception's traceback holds this object.
             opening.forget()
 
-    def close(self, *, keep: Sequence[str] = ()) -> None:
-        """Close its files but those of some roles: they cannot be read any more. They close with the package anyway."""
-        for role, file in self.files.items():
-            if role not in keep:
-                file.close()
+    def close(self) -> None:
+        """Close its files: they cannot be read any more. They close with the package anyway."""
+        for file in self.files.values():
+            file.close()
 
 
 def find_fingerprint(path: str | os.PathLike[str], *, below: str | os.PathLike[str] | None = None) -> Fingerprint:

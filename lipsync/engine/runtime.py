@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -89,23 +89,26 @@ class Runtime(Protocol):
 
     @property
     def resizes(self) -> bool:
-        """What `run` gives: True for crops at the size of their rectangles, False for faces without their border."""
+        """What `run` gives: True for crops at the size of their rectangles, False for faces without their border, not
+        yet blended."""
 
     @property
     def nbytes(self) -> int:
         """Bytes that it keeps, on its device, beside the model's own crops: weights, features, copies of the crops."""
 
-    def run(self, frame_ids: Sequence[int], windows: Tensor) -> list[UInt8]:
+    def run(self, frame_ids: Sequence[int], windows: Tensor, *, alone: Collection[int] = ()) -> list[UInt8]:
         """Move the lips.
 
         Args:
             frame_ids: of the faces.
             windows: (len(frame_ids), *window_shape) float32, on the CPU.
+            alone: places in `frame_ids` whose faces are wanted without their border from a runtime that `resizes`:
+                blended, and not resized.
         Returns an array a frame, uint8 RGB, the caller's own: (size, size, 3), or (height, width, 3) of the crop
-            rectangle if the runtime `resizes`.
+            rectangle if the runtime `resizes` and the face is not wanted alone.
         """
 
-    def own(self, frame_id: int) -> UInt8:
+    def own(self, frame_id: int, *, alone: bool = False) -> UInt8:
         """What `run` would give for a frame if the network moved nothing."""
 
 

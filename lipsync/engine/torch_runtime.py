@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
@@ -54,11 +54,11 @@ class TorchRuntime:
     def nbytes(self) -> int:
         return self._ops.nbytes
 
-    def run(self, frame_ids: Sequence[int], windows: Tensor) -> list[UInt8]:
+    def run(self, frame_ids: Sequence[int], windows: Tensor, *, alone: Collection[int] = ()) -> list[UInt8]:
         return [
             run_torch(self._plan, self._ops, self._faces.face(frame_id)[None], windows[i : i + 1])[0]
             for i, frame_id in enumerate(frame_ids)
         ]
 
-    def own(self, frame_id: int) -> UInt8:
+    def own(self, frame_id: int, *, alone: bool = False) -> UInt8:
         return self._faces.face(frame_id).numpy()

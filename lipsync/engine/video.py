@@ -186,7 +186,8 @@ def _check_size(width: int, height: int, max_side: int, max_pixels: int) -> None
         raise MediaError(f"{width}x{height} pixels; expected at most {max_side} a side and {max_pixels} in all")
 
 
-def _open(path: Path, max_pixels: int) -> InputContainer:
+def open_mp4(path: Path, max_pixels: int = MAX_PIXELS) -> InputContainer:
+    """Open what was probed, or is about to be: FFmpeg must not be the first to look at it."""
     # The MP4 demuxer and the file: protocol alone: a playlist of another name must not make FFmpeg open URLs.
     return av.open(
         os.fspath(path.absolute()),
@@ -197,7 +198,8 @@ def _open(path: Path, max_pixels: int) -> InputContainer:
     )
 
 
-def _video_stream(container: InputContainer) -> VideoStream:
+def video_stream(container: InputContainer) -> VideoStream:
+    """The first video track. Raises MediaError."""
     if not container.streams.video:
         raise MediaError("no video track in it")
     stream = container.streams.video[0]
@@ -280,8 +282,8 @@ def _probe(path: Path, max_side: int, max_pixels: int, max_frames: int, stop: St
     _check_size(header.width, header.height, max_side, max_pixels)
     if header.samples is not None and header.samples > max_frames:
         raise MediaError(f"{header.samples} frames; expected at most {max_frames}")
-    with _open(path, max_pixels) as container:
-        stream = _video_stream(container)
+    with open_mp4(path, max_pixels) as container:
+        stream = video_stream(container)
         _check_size(stream.width, stream.height, max_side, max_pixels)
         if stream.width < 2 or stream.height < 2 or stream.width % 2 or stream.height % 2:
             raise MediaError(f"{stream.width}x{stream.height} pixels; expected an even width and height")
@@ -297,8 +299,8 @@ def _probe(path: Path, max_side: int, max_pixels: int, max_frames: int, stop: St
         return VideoInfo(path, codec, stream.width, stream.height, n_shown, float(rate), size_bytes, _version_of(path))
 
 
-def _copy_rgb(frame: VideoFrame, reformatter: VideoReformatter, out: UInt8) -> None:
-    """Convert into `out`: (height, width, 3). FFmpeg pads rows, hence the stride."""
+def copy_rgb(frame: VideoFrame, reformatter: VideoReformatter, out: UInt8) -> None:
+    """Convert into `out`: (height, width, 3) uint8 RGB. FFmpeg pads rows, hence the stride."""
     height, width, _ = out.shape
     plane = reformatter.reformat(frame, format="rgb24").planes[0]
     rows = np.frombuffer(memoryview(plane), np.uint8)[: height * plane.line_size].reshape(height, plane.line_size)
@@ -309,35 +311,51 @@ def _version_of(path: Path) -> tuple[int, ...]:
     return mark_of(path.stat())
 
 
+def check_version(info: VideoInfo) -> None:
+    """Raises MediaError if the file is not what was probed any more; OSError if it was closed."""
+    if info.version not in (None, _version_of(info.readable)):
+        raise MediaError(f"{info.path.name}: another file has taken its place; load the package again")
+
+
+def check_frame(info: VideoInfo, number: int, frame: VideoFrame) -> None:
+    """Hold a decoded frame against what `info` says. Raises MediaError."""
+    if number == info.frame_count:
+        raise MediaError(f"{info.path.name}: more than the {number} frames expected; the file has changed")
+    if frame.is_corrupt:
+        raise MediaError(f"{info.path.name}: frame {number} is damaged; export the video again")
+    if (frame.width, frame.height) != (info.width, info.height):
+        raise MediaError(
+            f"{info.path.name}: frame {number} is {frame.width}x{frame.height}; expected {info.width}x{info.height}"
+        )
+
+
+def check_end(info: VideoInfo, n_frames: int) -> None:
+    """Hold the number of frames that could be decoded against what `info` says. Raises MediaError."""
+    if n_frames < info.frame_count:
+        raise MediaError(
+            f"{info.path.name}: {n_frames} frames could be decoded; expected {info.frame_count}; {CUT_SHORT}"
+        )
+
+
 def _decode(info: VideoInfo, on_frame: Callable[[VideoFrame], None], stop: StopSignal | None) -> None:
     """Decode a whole video, and hold it against what `info` says."""
     done = 0
-    path = info.readable
-    with _open(path, MAX_PIXELS) as container:
-        if info.version not in (None, _version_of(path)):
-            raise MediaError(f"{info.path.name}: another file has taken its place; load the package again")
-        stream = _video_stream(container)
+    with open_mp4(info.readable) as container:
+        check_version(info)
+        stream = video_stream(container)
         stream.thread_type = "AUTO"
         for frame in container.decode(stream):
             if stop is not None and stop.is_set():
                 raise DecodingStopped
-            if done == info.frame_count:
-                raise MediaError(f"{info.path.name}: more than the {done} frames expected; the file has changed")
-            if frame.is_corrupt:
-                raise MediaError(f"{info.path.name}: frame {done} is damaged; export the video again")
-            if (frame.width, frame.height) != (info.width, info.height):
-                raise MediaError(
-                    f"{info.path.name}: frame {done} is {frame.width}x{frame.height}; "
-                    f"expected {info.width}x{info.height}"
-                )
+            check_frame(info, done, frame)
             on_frame(frame)
             done += 1
-    if done < info.frame_count:
-        raise MediaError(f"{info.path.name}: {done} frames could be decoded; expected {info.frame_count}; {CUT_SHORT}")
+    check_end(info, done)
 
 
 @contextlib.contextmanager
-def _decoding_errors(info: VideoInfo) -> Iterator[None]:
+def decoding_errors(info: VideoInfo) -> Iterator[None]:
+    """What FFmpeg and the system raise, as MediaError that names the file."""
     try:
         yield
     except (av.error.FFmpegError, OSError) as error:
@@ -359,10 +377,10 @@ def for_each_frame(info: VideoInfo, work: Callable[[UInt8], None], *, stop: Stop
     out = np.empty((info.height, info.width, 3), np.uint8)
 
     def show(frame: VideoFrame) -> None:
-        _copy_rgb(frame, reformatter, out)
+        copy_rgb(frame, reformatter, out)
         work(out)
 
-    with _decoding_errors(info):
+    with decoding_errors(info):
         _decode(info, show, stop)
 
 
@@ -393,12 +411,12 @@ def decode_video(
 
     def fill(frame: VideoFrame) -> None:
         nonlocal done
-        _copy_rgb(frame, reformatter, frames[done])
+        copy_rgb(frame, reformatter, frames[done])
         done += 1
         if on_frame is not None:
             on_frame(done)
 
-    with _decoding_errors(info):
+    with decoding_errors(info):
         _decode(info, fill, stop)
 
 

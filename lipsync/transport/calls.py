@@ -42,6 +42,8 @@ REFUSALS = (
     "idle",
     "keepalive",
     "slow_reader",
+    "origin",
+    "inflight",
 )
 """Why something was turned away, or a connection closed, before or beside a call: an `Observer` is told."""
 
@@ -153,6 +155,11 @@ class Calls:
         self._large = frozenset(large)
         self._tasks: dict[asyncio.Task[Any], str] = {}
         self._cancelled: set[asyncio.Task[Any]] = set()
+
+    @property
+    def observer(self) -> Observer:
+        """Is told of every call."""
+        return self._observer
 
     def __len__(self) -> int:
         return sum(path not in self._endless for path in self._tasks.values())

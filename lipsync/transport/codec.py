@@ -15,7 +15,7 @@ from typing import Any
 
 import betterproto
 import optimized_lipsyncsrv
-from google.protobuf import descriptor, descriptor_pb2, descriptor_pool, message, message_factory
+from google.protobuf import descriptor, descriptor_pb2, descriptor_pool, json_format, message, message_factory
 from grpclib.encoding.base import CodecBase
 
 from lipsync.errors import ConfigError, InvalidRequestError, MessageTooLargeError, ProtocolError
@@ -24,6 +24,10 @@ PACKAGE = optimized_lipsyncsrv.__name__
 DESCRIPTORS = "descriptors.binpb"
 MAX_REPEATED = 10_000
 """Entries of one repeated field: more than any limit on frames allows, and few enough to read within milliseconds."""
+MAX_LEVELS = 8
+"""Messages within messages of JSON; the contract has three."""
+MAX_ERROR_LENGTH = 200
+"""Of what google.protobuf says about JSON: it repeats what it was given."""
 
 
 @cache
@@ -80,6 +84,36 @@ class Codec(CodecBase):
         return message.parse(parsed.SerializeToString())
 
 
+def from_json(value: Any, name: str) -> bytes:
+    """The message of the contract called `name`, out of parsed JSON (proto3's mapping), as bytes.
+
+    Raises InvalidRequestError for a field that it does not have, or a value that does not fit.
+    """
+    cls = _parsers()[name]
+    if not isinstance(value, dict):
+        raise InvalidRequestError(f"a {name} is an object in JSON")
+    for field, entries in value.items():
+        if isinstance(entries, list):
+            _check_count(field[:MAX_ERROR_LENGTH], len(entries))
+    parsed = cls()
+    try:
+        json_format.ParseDict(value, parsed, ignore_unknown_fields=False, max_recursion_depth=MAX_LEVELS)
+        return parsed.SerializeToString()
+    # beside its own, it raises what its parts raise: for half a surrogate, for a list where a number belongs
+    except (json_format.Error, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise InvalidRequestError(f"{name} cannot be read: {str(error)[:MAX_ERROR_LENGTH]}") from None
+
+
+def to_json(data: bytes, name: str) -> dict[str, Any]:
+    """The message of the contract called `name`, from its bytes, for JSON: every field is there, by the contract's name
+    for it, but those that say whether they are set. Raises ProtocolError for what is no such message."""
+    parsed = _parse(data, _parsers()[name])
+    told: dict[str, Any] = json_format.MessageToDict(
+        parsed, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+    )
+    return told
+
+
 def _is_googles(message_type: type[Any]) -> bool:
     return issubclass(message_type, message.Message)
 
@@ -104,10 +138,14 @@ def _check_counts(parsed: Any) -> None:
     for field in _fields_to_check(parsed.DESCRIPTOR):
         value = getattr(parsed, field.name)
         if field.is_repeated:
-            if len(value) > MAX_REPEATED:
-                raise InvalidRequestError(f"{field.name} has {len(value)} entries; {MAX_REPEATED} are allowed")
+            _check_count(field.name, len(value))
             if field.message_type is not None and not field.message_type.GetOptions().map_entry:
                 for each in value:
                     _check_counts(each)
         elif parsed.HasField(field.name):
             _check_counts(value)
+
+
+def _check_count(field: str, n: int) -> None:
+    if n > MAX_REPEATED:
+        raise InvalidRequestError(f"{field} has {n} entries; {MAX_REPEATED} are allowed")

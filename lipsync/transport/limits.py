@@ -96,9 +96,9 @@ class Inflight:
         """Of one connection: however much it announces, there is room for others."""
         return Inflight(max(self.limit_bytes // 4, config.max_message_bytes + ALWAYS_BYTES), whole=self)
 
-    def share(self) -> Share:
-        """Of one call, which counts from here on until it is closed."""
-        return Share(self)
+    def share(self, *, calls: int = 1) -> Share:
+        """Of one call, which counts from here on until it is closed; or of what is none, with `calls` 0."""
+        return Share(self, calls)
 
 
 class Share:
@@ -108,11 +108,12 @@ class Share:
     A small one is never too much: nobody can have other clients' calls refused by announcing what never comes.
     """
 
-    def __init__(self, inflight: Inflight) -> None:
+    def __init__(self, inflight: Inflight, n_calls: int) -> None:
         self._inflight = inflight
+        self._n_calls = n_calls
         self._headers = self._arrived = self._announced = self._frames = self._leaving = self._counted = 0
         self._closed = False
-        inflight.add(0, 1)
+        inflight.add(0, n_calls)
 
     def _count(self) -> bool:
         counted = self._headers + max(self._arrived, self._announced) + self._frames * FRAME_BYTES + self._leaving
@@ -134,6 +135,11 @@ class Share:
     def read(self) -> None:
         """A frame that had come in is read."""
         self._frames -= 1
+
+    def read_all(self) -> None:
+        """All that had come in is read, and dealt with."""
+        self._arrived = self._frames = 0
+        self._count()
 
     def announced(self, n_bytes: int) -> bool:
         """The next message will have so many. False if that is too much."""
@@ -163,7 +169,7 @@ class Share:
         """The call is over."""
         if not self._closed:
             self._closed = True
-            self._inflight.add(-self._counted, -1)
+            self._inflight.add(-self._counted, -self._n_calls)
             self._counted = 0
 
 

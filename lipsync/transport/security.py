@@ -49,8 +49,13 @@ class Security:
 
     @property
     def context(self) -> ssl.SSLContext | None:
-        """For `ssl=` of a listening socket."""
+        """For `ssl=` of a socket that listens for gRPC."""
         return None if self.tls is None else self.tls.context
+
+    @property
+    def web_context(self) -> ssl.SSLContext | None:
+        """For `ssl=` of a socket that listens for browsers."""
+        return None if self.tls is None else self.tls.web_context
 
     @property
     def reloads(self) -> bool:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
+import importlib.util
 import logging
-import os
 import signal
-import socket
 from collections.abc import Callable
 from functools import partial
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import TYPE_CHECKING, Any, Self, cast
 
 from lipsync.config import ServerConfig
 from lipsync.errors import ConfigError
@@ -21,6 +19,8 @@ from lipsync.transport.backend import Backend
 from lipsync.transport.calls import Calls, NoObserver, Observer
 from lipsync.transport.codec import Codec, check_installation
 from lipsync.transport.details import DetailsCodec
+from lipsync.transport.limits import Inflight
+from lipsync.transport.listening import listen
 from lipsync.transport.methods import REFLECTION_PATHS
 from lipsync.transport.protocol import H2Protocol
 from lipsync.transport.security import Security
@@ -28,16 +28,16 @@ from lipsync.transport.server_protocol import Closed, Door, GrpcServer, ServerPr
 from lipsync.transport.service import HEALTH_CHECK, LARGE, UNLIMITED, Service
 from lipsync.types import Health
 
+if TYPE_CHECKING:
+    from lipsync.transport.websocket import WebServer
+
 logger = logging.getLogger(__name__)
 
+NO_AIOHTTP = "http needs aiohttp, which is not installed: pip install 'lipsync-server[web]'"
 CANCEL_S = 2.0
 """How long cancelled calls may take to clean up and tell their clients."""
 CLOSE_S = 1.0
 """How long clients may take to hang up after the last answer; then the connection is dropped."""
-BACKLOG = 512
-"""Connections that may wait to be accepted."""
-ACCEPTED_AT_ONCE = 16
-"""Connections that are accepted before others have their turn; to asyncio this and the one above are the same."""
 
 
 class Server:
@@ -63,6 +63,7 @@ class Server:
         self._listener: asyncio.Server | None = None
         self._service: Service | None = None
         self._grpc: GrpcServer | None = None
+        self._web: WebServer | None = None
         self._security = Security()
         self._watcher: asyncio.Task[None] | None = None
         self._connections: set[ServerProtocol] = set()
@@ -95,20 +96,39 @@ class Server:
             codec=Codec(config.max_message_bytes),
             status_details_codec=DetailsCodec(),
         )
-        loop = asyncio.get_running_loop()
-        try:
-            self._listener = await loop.create_server(
-                self._connection, config.host, config.port, backlog=ACCEPTED_AT_ONCE
-            )
-            for listening in self._listener.sockets:
-                with socket.socket(fileno=os.dup(listening.fileno())) as same:
-                    same.listen(BACKLOG)
-        except OSError as error:
-            raise ConfigError(_why_not(error, config)) from error
+        self._listener = await listen(self._connection, config.host, config.port)
         self._service = service
+        if config.http >= 0 or config.legacy_http:
+            try:
+                await self._start_web(service, self._grpc.inflight)
+            except BaseException:
+                self._listener.close()
+                raise
         self._watcher = asyncio.create_task(self._security.watch())
         host, port = self.address
         logger.debug("serving on %s port %d", host, port)
+
+    async def _start_web(self, service: Service, inflight: Inflight) -> None:
+        """Listen for browsers, too. Raises ConfigError where aiohttp is not installed, or a port cannot be had."""
+        if importlib.util.find_spec("aiohttp") is None:
+            raise ConfigError(NO_AIOHTTP)
+        from lipsync.transport.websocket import WebServer  # aiohttp is not everybody's
+
+        self._web = WebServer(
+            service,
+            self._backend,
+            self._config,
+            calls=self._calls,
+            inflight=inflight,
+            security=self._security,
+            observer=self._observer,
+            is_full=lambda: self._is_full,
+        )
+        try:
+            await self._web.start()
+        except BaseException:
+            self._web.abort()
+            raise
 
     def _beside(self, service: Service) -> list[Any]:
         """The service, and those of gRPC's own beside it."""
@@ -132,14 +152,19 @@ class Server:
         return host, port
 
     @property
+    def web_addresses(self) -> tuple[tuple[str, int], ...]:
+        """Host and port of each socket for browsers, that of `http` first; empty without any."""
+        return () if self._web is None else tuple(self._web.addresses)
+
+    @property
     def security(self) -> Security:
         """What stands between it and its callers; its files are read again when they change."""
         return self._security
 
     @property
     def n_connections(self) -> int:
-        """Connections of clients."""
-        return len(self._connections)
+        """Connections of clients, browsers included."""
+        return len(self._connections) + (0 if self._web is None else self._web.n_connections)
 
     @property
     def calls_in_flight(self) -> int:
@@ -183,6 +208,8 @@ class Server:
             self._calls.refusing.set()
             # Not followed by wait_closed(): from Python 3.12 on that waits for every client to hang up.
             listener.close()
+            if self._web is not None:
+                self._web.stop_listening()
             for connection in self._connections:
                 connection.go_away()
             logger.info("draining: %d calls in flight, %g s of grace", len(self._calls), grace_s)
@@ -190,6 +217,8 @@ class Server:
             await self._calls.wait(CANCEL_S)
             for connection in self._connections:
                 connection.finish()
+            if self._web is not None:
+                await self._web.close(CLOSE_S)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(CLOSE_S):
                     await self._no_connections.wait()
@@ -204,6 +233,8 @@ class Server:
             connection.abort()
         for door in self._doors:
             door.abort()
+        if self._web is not None:
+            self._web.abort()
 
     async def close(self) -> None:
         """Stop now: calls in flight end as UNAVAILABLE."""
@@ -221,7 +252,7 @@ class Server:
     @property
     def _is_full(self) -> bool:
         """Whether there are as many connections as may be, those whose handshake is to come included."""
-        return len(self._connections) + len(self._doors) >= self._config.max_connections
+        return self.n_connections + len(self._doors) >= self._config.max_connections
 
     def _connection(self) -> asyncio.Protocol:
         """The protocol of a new connection."""
@@ -260,15 +291,6 @@ class Server:
         self._connections.discard(cast(ServerProtocol, connection))
         if not self._connections:
             self._no_connections.set()
-
-
-def _why_not(error: OSError, config: ServerConfig) -> str:
-    where = f"port {config.port} of {config.host}"
-    if error.errno == errno.EADDRINUSE:
-        return f"{where} is in use already; stop what uses it, or choose another port (0 takes a free one)"
-    if error.errno == errno.EACCES:
-        return f"{where} may not be used by this user; choose a port of 1024 or above"
-    return f"cannot listen on {where}: {error.strerror or error}"
 
 
 async def serve(

@@ -268,7 +268,7 @@ class Door(asyncio.Protocol):
 
     def __init__(
         self,
-        protocol: ServerProtocol,
+        protocol: asyncio.Protocol,
         context: ssl.SSLContext,
         *,
         timeout_s: float,

@@ -168,7 +168,7 @@ class Service(OptimizedLipSyncServiceBase):
         self, optimized_inference_request_iterator: AsyncIterator[OptimizedInferenceRequest]
     ) -> AsyncIterator[OptimizedInferenceResponse]:
         """Frames as they are asked for, several in flight, answers in request order. A frame's error is its answer."""
-        answers = ordered(optimized_inference_request_iterator, self._stream_frame, limit=self._config.stream_in_flight)
+        answers = ordered(optimized_inference_request_iterator, self.stream_frame, limit=self._config.stream_in_flight)
         async with contextlib.aclosing(answers):
             async for response in answers:
                 yield response
@@ -286,7 +286,8 @@ class Service(OptimizedLipSyncServiceBase):
         )
         return frame.raise_for_error()
 
-    async def _stream_frame(self, request: OptimizedInferenceRequest) -> OptimizedInferenceResponse:
+    async def stream_frame(self, request: OptimizedInferenceRequest) -> OptimizedInferenceResponse:
+        """One frame of a stream, in whatever form that comes. Raises nothing: what is wrong is its answer."""
         try:
             return messages.frame_response(await self._frame(request, realtime=True))
         except LipsyncError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import ssl
 from dataclasses import dataclass
+from functools import partial
 
 from lipsync.errors import ConfigError
 from lipsync.transport.watched import WatchedFiles
@@ -12,6 +13,8 @@ from lipsync.transport.watched import WatchedFiles
 CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
 """For TLS 1.2: forward secrecy and authenticated encryption alone. TLS 1.3 has no others."""
 ALPN = "h2"
+WEB_ALPN = "http/1.1"
+"""Of the port for browsers."""
 NOT_YET_VALID, EXPIRED, WRONG_PURPOSE = 9, 10, 26
 """What OpenSSL says of a certificate that it does not accept (`X509_V_ERR_...`)."""
 
@@ -52,7 +55,8 @@ class ServerTLS:
     """What a server shows of itself, and which clients it takes.
 
     Attributes:
-        context: for `ssl=` of a listening socket.
+        context: for `ssl=` of a socket that listens for gRPC.
+        web_context: the same for browsers.
         files: its files; when they have changed, connections from then on get what is in them.
         asks_clients: whether clients must show a certificate.
         expires_s: until when the server's own is valid, in seconds since 1970.
@@ -68,33 +72,40 @@ class ServerTLS:
         self.asks_clients = bool(client_ca)
         self.expires_s = 0.0
         self.files = WatchedFiles(tuple(path for path in (cert, key, client_ca) if path), self._read)
-        self.context = self._current
+        self.context, self.web_context = self._current[ALPN], self._current[WEB_ALPN]
         # A context in use can be given a new certificate, but it never forgets a CA. So every handshake is moved to the
         # newest one; ssl calls this for clients that name no server, too.
-        self.context.sni_callback = self._move
+        self.context.sni_callback = partial(self._move, ALPN)
+        self.web_context.sni_callback = partial(self._move, WEB_ALPN)
 
     def _read(self) -> None:
-        context = _context(ssl.PROTOCOL_TLS_SERVER)
-        _load_pair(context, self._cert, self._key)
-        expires_s = _rehearse(self._cert, self._key, server_side=True)
-        if self._client_ca:
-            _load_ca(context, self._client_ca)
-            context.verify_mode = ssl.CERT_REQUIRED
-        # no resumption: a client whose CA is gone could come back with what it was given before
-        context.options |= ssl.OP_NO_TICKET
-        context.num_tickets = 0
-        self._current, self.expires_s = context, expires_s
+        expires_s = 0.0
+        contexts = {}
+        for alpn in (ALPN, WEB_ALPN):
+            context = _context(ssl.PROTOCOL_TLS_SERVER, alpn)
+            _load_pair(context, self._cert, self._key)
+            expires_s = expires_s or _rehearse(self._cert, self._key, server_side=True)
+            if self._client_ca:
+                _load_ca(context, self._client_ca)
+                context.verify_mode = ssl.CERT_REQUIRED
+            # no resumption: a client whose CA is gone could come back with what it was given before
+            context.options |= ssl.OP_NO_TICKET
+            context.num_tickets = 0
+            contexts[alpn] = context
+        self._current, self.expires_s = contexts, expires_s
 
-    def _move(self, connection: ssl.SSLObject | ssl.SSLSocket, name: str | None, context: ssl.SSLContext) -> None:
-        connection.context = self._current
+    def _move(
+        self, alpn: str, connection: ssl.SSLObject | ssl.SSLSocket, name: str | None, context: ssl.SSLContext
+    ) -> None:
+        connection.context = self._current[alpn]
 
 
-def _context(protocol: int) -> ssl.SSLContext:
+def _context(protocol: int, alpn: str = ALPN) -> ssl.SSLContext:
     """What both sides have in common."""
     context = ssl.SSLContext(protocol)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_ciphers(CIPHERS)
-    context.set_alpn_protocols([ALPN])
+    context.set_alpn_protocols([alpn])
     context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
     return context
 

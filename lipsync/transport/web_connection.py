@@ -5,14 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from aiohttp import WSMsgType, web
 
-from lipsync.errors import ConnectionLostError, LipsyncError
-from lipsync.transport.limits import Inflight, Share, within
+from lipsync.errors import ConnectionLostError, DeadlineError
+from lipsync.transport.limits import Allowance, Inflight, Share, within
 
 CLOSE_S = 1.0
 """How long a client may take to answer a goodbye."""
+MAX_REASON_BYTES = 123
+"""Of a close frame (RFC 6455, 5.5)."""
+CONTROL_BURST, CONTROL_PER_S = 100, 20
+"""Pings and pongs that a client may send."""
 
 
 class WebConnection:
@@ -27,7 +32,7 @@ class WebConnection:
 
     def __init__(
         self,
-        socket: web.WebSocketResponse,
+        socket: web.WebSocketResponse[Any],
         *,
         peer: str,
         metadata: Mapping[str, str],
@@ -36,13 +41,13 @@ class WebConnection:
         share: Share,
         admit: Callable[[str], str],
         send_timeout_s: float,
-        abort: Callable[[], None],
+        drop: Callable[[str], None],
     ) -> None:
         """
         Args:
             share: of what has come in and is not read; its listener counts bytes there as they arrive.
             admit: the caller's name for the path of a method.
-            abort: drops the connection.
+            drop: ends the connection now, for one of `calls.REFUSALS`.
         """
         self.peer = peer
         self.metadata = metadata
@@ -52,8 +57,9 @@ class WebConnection:
         self._share = share
         self._admit = admit
         self._send_s = send_timeout_s
-        self._abort = abort
+        self._drop = drop
         self._sending = asyncio.Lock()  # one message at a time waits for room in the socket
+        self._control = Allowance(CONTROL_BURST, CONTROL_PER_S)
 
     def admit(self, path: str) -> str:
         """The name of who calls the method of this path; empty without tokens.
@@ -64,15 +70,23 @@ class WebConnection:
 
     async def receive(self) -> bytes | str | None:
         """The next message; None once the client has closed, or is gone, or broke a rule of WebSocket."""
-        message = await self._socket.receive()
-        self._share.read_all()
-        if message.type is WSMsgType.BINARY:
-            data: bytes = message.data
-            return data
-        if message.type is WSMsgType.TEXT:
-            text: str = message.data
-            return text
-        return None
+        while True:
+            await asyncio.sleep(0)  # what has come in is read without a wait: others must have their turn
+            message = await self._socket.receive()
+            self._share.read_all()
+            match message.type:
+                case WSMsgType.BINARY | WSMsgType.TEXT:
+                    data: bytes | str = message.data
+                    return data
+                case WSMsgType.PING | WSMsgType.PONG:
+                    if not self._control.take():
+                        self._drop("flood")
+                        return None
+                    if message.type is WSMsgType.PING:
+                        with contextlib.suppress(ConnectionError, RuntimeError):
+                            await self._socket.pong(message.data)
+                case _:
+                    return None
 
     async def send(self, message: bytes | str) -> None:
         """Send one message; waits while the client's socket is full.
@@ -80,23 +94,24 @@ class WebConnection:
         Raises ConnectionLostError if the client is gone, and DeadlineError if it takes nothing for `send_timeout_s`:
         then it is dropped.
         """
-        try:
-            async with within(self._send_s, f"the client took no answer for {self._send_s:g} s, and is dropped"):
-                async with self._sending:
-                    if self._socket.closed:
-                        raise ConnectionLostError("the client has closed the connection")
+        async with self._sending:
+            if self._socket.closed:
+                raise ConnectionLostError("the client has closed the connection")
+            try:
+                async with within(self._send_s, f"the client took no answer for {self._send_s:g} s, and is dropped"):
                     if isinstance(message, str):
                         await self._socket.send_str(message)
                     else:
                         await self._socket.send_bytes(message)
-        except (ConnectionError, RuntimeError) as error:  # the second: it is closing
-            raise ConnectionLostError("the client is gone") from error
-        except LipsyncError:
-            self._abort()
-            raise
+            except (ConnectionError, RuntimeError) as error:  # the second: it is closing
+                raise ConnectionLostError("the client is gone") from error
+            except DeadlineError:
+                self._drop("slow_reader")
+                raise
 
     async def close(self, code: int, text: str) -> None:
-        """Say goodbye, with a reason of at most 123 bytes."""
+        """Say goodbye. Of the text, 123 bytes are sent."""
+        reason = text.encode()[:MAX_REASON_BYTES].decode(errors="ignore").encode()
         with contextlib.suppress(ConnectionError, RuntimeError, TimeoutError):
             async with asyncio.timeout(CLOSE_S):
-                await self._socket.close(code=code, message=text.encode()[:123])
+                await self._socket.close(code=code, message=reason)

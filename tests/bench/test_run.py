@@ -10,7 +10,9 @@ from lipsync_bench import run as harness
 from lipsync_bench.bench import QUICK_PLAN
 from lipsync_bench.goals import GOALS
 from lipsync_bench.measures import encoder, network
+from lipsync_bench.measures.websocket import OLD_PROTOCOLS, ONE, OUR_PROTOCOLS, old_server_rows
 from lipsync_bench.packages import BenchPackages
+from lipsync_bench.results import OURS, REFERENCE
 from lipsync_bench.run import run
 from lipsync_bench.tables import measure_tables
 
@@ -21,11 +23,17 @@ def test_a_quick_run_has_every_ratio(bench_packages: BenchPackages) -> None:
     stages = set()
     results = run(
         bench_packages,
-        plan=TINY_PLAN,
+        plan=replace(TINY_PLAN, web=True),
         device=torch.device("cpu"),
         on_progress=lambda stage, done, total: stages.add(stage),
     )
     assert set(results.ratios) == set(GOALS)
+    assert {(series.subject, series.variant) for series in results.of(ONE)} == {
+        *((OURS, protocol) for protocol in OUR_PROTOCOLS),
+        *((REFERENCE, protocol) for protocol in OLD_PROTOCOLS),
+    }
+    rows = old_server_rows(results)
+    assert len(rows) == 6 and all(all(row) for row in rows)
     assert results.ratios["psnr_db"] > 40
     assert stages >= {"single calls", "streams", "networks"} and measure_tables(results)
     assert results.machine["cores"] >= 1 and results.settings["frames"] == bench_packages.frame_counts["full"]

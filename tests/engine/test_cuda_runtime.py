@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lipsync.config import BLENDS
 from lipsync.engine import cuda_runtime
-from lipsync.engine.compositor import composite_crop
+from lipsync.engine.compositor import composite_crop, face_in_crop
 from lipsync.engine.cuda_runtime import CropComposer, CudaRuntime
 from lipsync.engine.geometry import BORDER, GEOMETRIES
 from lipsync.engine.model import return_free_memory
@@ -115,6 +115,25 @@ def test_the_steps_on_a_cpu_give_what_the_plain_path_gives(
 
 
 @pytest.mark.parametrize("blend", BLENDS)
+def test_faces_alone_are_blended_and_not_resized(network: UNet, faces: FaceSet, blend: str) -> None:
+    blended = replace(faces, blend=blend)
+    runtime = cuda_runtime_of(network, blended, "cpu", "float32")
+    ids = [4, 1, 1, 8, 0, 2]
+    alone = {0, 2, 4, 5}  # the last two in a piece of their own
+    made = runtime.run(ids, faces.windows(ids), alone=alone)
+    plan, ops = InferencePlan[Tensor](network), TorchOps(CPU, torch.float32)
+    resized = runtime.run(ids, faces.windows(ids))
+    for place, frame_id in enumerate(ids):
+        if place not in alone:
+            assert np.array_equal(made[place], resized[place])
+            continue
+        face = run_torch(plan, ops, faces.face(frame_id)[None], faces.windows([frame_id]))[0]
+        wanted = face_in_crop(faces.crops[frame_id].numpy(), face, blend=blend)[BORDER:-BORDER, BORDER:-BORDER]
+        assert_same_up_to_rounding([made[place]], [wanted])
+    assert np.array_equal(runtime.own(3, alone=True), faces.face(3).numpy())
+
+
+@pytest.mark.parametrize("blend", BLENDS)
 def test_the_own_face_is_the_crop_resized(network: UNet, faces: FaceSet, blend: str) -> None:
     runtime = cuda_runtime_of(network, replace(faces, blend=blend), "cpu", "float32")
     for frame_id in (0, 3, 8):
@@ -157,7 +176,7 @@ def test_what_it_says_of_itself(network: UNet, faces: FaceSet) -> None:
         "device_composition",
     )
     runtime.run([0], faces.windows([0]))
-    buffers = BATCH_SIZES[-1] * (8 + 4 * int(np.prod(faces.window_shape)))
+    buffers = BATCH_SIZES[-1] * (8 + 4 * int(np.prod(faces.window_shape)) + 3 * 160 * 160)
     assert runtime.nbytes > faces.crops.nbytes + InferencePlan[Tensor](network).n_weights * 4 + buffers
     assert cuda_runtime_of(network, faces, "cpu", "float16").optimizations[0] == "float16"
     assert isinstance(make_runtime("cuda-float32", network, faces, CPU), CudaRuntime)

@@ -22,7 +22,7 @@ from PIL import Image
 
 from lipsync.config import BLENDS, EngineConfig
 from lipsync.engine import backgrounds
-from lipsync.engine.compositor import composite_crop, composite_frame
+from lipsync.engine.compositor import composite_crop, composite_frame, face_in_crop
 from lipsync.engine.engine import Engine
 from lipsync.engine.jpeg import encode_jpeg, restart_blocks
 from lipsync.engine.model import FrameRequest, MovedFace
@@ -72,8 +72,9 @@ async def engine(packages: dict[str, Path]) -> AsyncIterator[Engine]:
         yield made
 
 
-def recipe_composite(path: Path, frame_id: int) -> tuple[Image.Image, Image.Image]:
-    """The golden README's steps, written down plainly for one frame: the whole frame, and the face crop alone."""
+def recipe_composite(path: Path, frame_id: int) -> tuple[Image.Image, Image.Image, Image.Image]:
+    """The golden README's steps, written down plainly for one frame: the whole frame, the face crop alone, and what the
+    network gives, 320x320."""
     package = ModelPackage.open(path)
     videos = decode_videos({role: package.videos[role] for role in ("full_body", "crops_328")})
     frame, crop = videos["full_body"][frame_id].numpy(), videos["crops_328"][frame_id].numpy()
@@ -95,7 +96,7 @@ def recipe_composite(path: Path, frame_id: int) -> tuple[Image.Image, Image.Imag
     resized = Image.fromarray(crop).resize((x2 - x1, y2 - y1), Image.Resampling.BILINEAR)
     whole = Image.fromarray(frame.copy())
     whole.paste(resized, (x1, y1))
-    return whole, resized
+    return whole, resized, Image.fromarray(face).resize((320, 320), Image.Resampling.BILINEAR)
 
 
 def open_files_below(folder: Path) -> list[str]:
@@ -119,7 +120,7 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
 async def test_a_frame_is_the_training_recipes_composite(
     engine: Engine, packages: dict[str, Path], name: str, frame_id: int
 ) -> None:
-    whole, face = await asyncio.to_thread(recipe_composite, packages[name], frame_id)
+    whole, face, face_320 = await asyncio.to_thread(recipe_composite, packages[name], frame_id)
     frame = await engine.frame(name, frame_id, jpeg_quality=95)
     assert frame.shape == (whole.height, whole.width, 3)
     buffer = io.BytesIO()
@@ -131,6 +132,9 @@ async def test_a_frame_is_the_training_recipes_composite(
     buffer = io.BytesIO()
     face.save(buffer, "JPEG", quality=95)
     assert psnr(as_array(crop.jpeg), as_array(buffer.getvalue())) > 45
+    alone = await engine.frame(name, frame_id, output=Output.FACE_320, jpeg_quality=95)
+    assert (alone.shape, alone.bounds) == ((320, 320, 3), crop.bounds)
+    assert psnr(as_array(alone.jpeg), as_array(encode_jpeg(face_320, 95))) > 45
 
 
 async def test_times_and_bounds_are_filled_in(engine: Engine, packages: dict[str, Path]) -> None:
@@ -243,14 +247,16 @@ async def test_a_frame_asked_for_again_comes_from_the_cache(packages: dict[str, 
         for other in (
             await engine.frame("anna", 4),
             await engine.frame("anna", 3, output=Output.FACE_CROP),
+            await engine.frame("anna", 3, output=Output.FACE_320),
             await engine.frame("anna", 3, jpeg_quality=50),
         ):
             assert not other.cached
         mixed = await engine.frames("anna", [3, 5, 4, -1, 3])
         assert [frame.cached for frame in mixed] == [True, False, True, False, True]
         assert [frame.frame_id for frame in mixed] == [3, 5, 4, -1, 3]
+        assert (await engine.frame("anna", 3, output=Output.FACE_320)).cached
         stats = engine.stats("anna")
-        assert (stats.total_requests, stats.failed_requests, stats.cached_requests) == (10, 1, 4)
+        assert (stats.total_requests, stats.failed_requests, stats.cached_requests) == (12, 1, 5)
         assert made.times.inference_ms <= stats.inference_max_ms
         assert stats.inference_min_ms > again.times.inference_ms == 0  # the times are of frames made
         assert "result_cache" in stats.optimizations
@@ -356,7 +362,7 @@ async def test_a_broken_package_is_refused_and_the_others_serve_on(engine: Engin
     (tmp_path / "empty").mkdir()
     with pytest.raises(PackageError, match="empty"):
         await engine.load(tmp_path / "empty")
-    assert [info.name for info in engine.models()] == ["anna", "ben", "chi"]
+    assert [info.name for info in engine.models()] == ["anna", "ben", "chi"]  # as they were loaded
     assert (await engine.frame("anna", 0)).ok
 
 
@@ -496,7 +502,7 @@ async def test_load_times_count_everything(packages: dict[str, Path], monkeypatc
 async def test_no_memory_is_a_device_error(
     engine: Engine, packages: dict[str, Path], monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise error
 
     with monkeypatch.context() as patch:
@@ -586,7 +592,7 @@ async def test_loading_one_model_does_not_stall_the_frames_of_another(engine: En
 
 
 async def test_an_unforeseen_failure_is_one_callers_alone(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: object) -> None:
+    def broken(*_: object, **__: object) -> None:
         raise RuntimeError("secret path /etc")
 
     monkeypatch.setattr(engine._models["ben"].runtime, "run", broken)
@@ -657,6 +663,36 @@ async def test_a_face_meets_its_frame_as_is_set(packages: dict[str, Path], blend
         x1, y1, x2, y2 = model._rectangles[3]
         expected = encode_jpeg(composite_crop(crop, face, x2 - x1, y2 - y1, blend=blend), 90)
         assert (await engine.frame("a", 3, output=Output.FACE_CROP)).jpeg == expected
+        alone = Image.fromarray(face_in_crop(crop, face, blend=blend)[4:-4, 4:-4])
+        if blend == "hard":
+            assert np.array_equal(alone, face)
+        assert (await engine.frame("a", 3, output=Output.FACE_320)).jpeg == encode_jpeg(alone, 90)
+
+
+@pytest.mark.parametrize("blend", BLENDS)
+@pytest.mark.parametrize("name", ["anna", "ben"])
+async def test_faces_that_a_device_blends_are_those_of_the_cpu(
+    packages: dict[str, Path], monkeypatch: pytest.MonkeyPatch, name: str, blend: str
+) -> None:
+    """On a CPU, with the steps that a GPU takes."""
+    made = {}
+    for runtime in ("torch-float32", "cuda-float32"):
+        monkeypatch.setattr("lipsync.engine.runtime.runtime_names", lambda device, name=runtime: (name,))
+        config = EngineConfig(device="cpu", runtime=runtime, blend=blend, max_batch_size=4)
+        async with Engine(config) as engine:
+            await engine.load(packages[name], name="a")
+            outputs = (Output.FACE_320, Output.FACE_CROP, Output.FACE_320, Output.WHOLE_FRAME, Output.FACE_320)
+            made[runtime] = await asyncio.gather(
+                *(engine.frame("a", i, output=output, jpeg_quality=95) for i, output in enumerate(outputs))
+            )
+            assert engine._models["a"].runtime.resizes == (runtime == "cuda-float32")
+            item = FrameRequest(7, Output.FACE_320, 95, time.perf_counter(), rest=1.0)
+            made[runtime].append(engine._models["a"].finish(item, engine._models["a"].run([item])[0]))
+    for one, other in zip(*made.values(), strict=True):
+        assert (one.shape, one.bounds) == (other.shape, other.bounds)
+        assert psnr(as_array(one.jpeg), as_array(other.jpeg)) > 45
+    assert [frame.shape for frame in made["cuda-float32"]][::2] == [(320, 320, 3)] * 3
+    assert made["torch-float32"][-1].jpeg == made["cuda-float32"][-1].jpeg  # the face as it was filmed
 
 
 async def test_a_load_does_not_wait_for_whole_frames(

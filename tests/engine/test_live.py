@@ -20,6 +20,7 @@ from lipsync.config import EngineConfig
 from lipsync.engine.audio import audio_features, encoder_from_state_dict, feature_window
 from lipsync.engine.compositor import mix
 from lipsync.engine.engine import Engine
+from lipsync.engine.jpeg import encode_jpeg
 from lipsync.engine.live import SESSION_RETRY_MS, fast_encoder
 from lipsync.engine.model import FrameRequest
 from lipsync.engine.session import SpeechSession
@@ -176,15 +177,29 @@ async def _resting(engine: Engine, name: str, event: SpeechEvent) -> Frame:
         return frames_of(await say(session, bytes(16_000)))[0]
 
 
-async def test_face_crops_are_of_one_frame_even_while_fading(engine: Engine) -> None:
-    options = SpeechOptions(rest_after_s=0.2, start_frame=8, output=Output.FACE_CROP)
+@pytest.mark.parametrize("output", [Output.FACE_CROP, Output.FACE_320])
+async def test_faces_are_of_one_frame_even_while_fading(engine: Engine, output: Output) -> None:
+    options = SpeechOptions(rest_after_s=0.2, start_frame=8, output=output)
     async with await engine.speech("ida", options) as session:
         events = await say(session, speech(0.6).tobytes() + bytes(2 * 16_000))
     for event in events:
         if event.frame is not None:
             frame = event.frame.raise_for_error()
-            assert frame.shape[:2] == (frame.bounds.height, frame.bounds.width)
+            of_crop = frame.bounds.height, frame.bounds.width
+            assert frame.shape[:2] == (of_crop if output is Output.FACE_CROP else (320, 320))
             assert pixels(frame.jpeg).shape == frame.shape
+    resting = [event.frame for event in events if event.frame is not None and event.rest == 1]
+    assert resting
+    if output is Output.FACE_320:  # as it was filmed
+        crops = engine._models["ida"]._crops
+        assert crops is not None
+        for frame in resting:
+            assert frame.jpeg == encode_jpeg(Image.fromarray(crops[frame.frame_id, 4:-4, 4:-4]), 90)
+    recording = await engine.frames_with_audio(
+        "ida", 3, 2, bytes(3200), audio_start_frame=3, options=replace(options, rest_after_s=None)
+    )
+    assert [pixels(frame.jpeg).shape for frame in recording] == [frame.shape for frame in recording]
+    assert (recording[0].shape == (320, 320, 3)) == (output is Output.FACE_320)
 
 
 async def test_the_fast_encoder_gives_the_golden_features() -> None:

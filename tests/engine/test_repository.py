@@ -844,7 +844,7 @@ async def test_a_storm_of_reloads_fails_no_frame_and_leaves_nothing(tmp_path: Pa
         assert len(engine._repository.versions) == 1
         gc.collect()
         assert n_open_models() == 1
-        assert len(open_below(models)) == 2  # mapped features, and what is prepared later
+        assert len(open_below(models)) == 3  # mapped features, and what is read later
 
 
 async def test_a_storm_of_loads_and_unloads_leaves_nothing(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -135,8 +135,10 @@ def test_what_is_too_far_off_is_refused_and_said(
     faces = face_set(net)
 
     class Wrong(TorchRuntime):
-        def run(self, frame_ids: Sequence[int], windows: torch.Tensor) -> list[np.ndarray]:
-            return [255 - face for face in super().run(frame_ids, windows)]
+        def run(
+            self, frame_ids: Sequence[int], windows: torch.Tensor, *, alone: Collection[int] = ()
+        ) -> list[np.ndarray]:
+            return [255 - face for face in super().run(frame_ids, windows, alone=alone)]
 
     def make_wrong(name: str, network: UNet, faces: FaceSet, device: torch.device, **options: object) -> TorchRuntime:
         kind = TorchRuntime if name == "torch-float32" else Wrong

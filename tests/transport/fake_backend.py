@@ -262,7 +262,9 @@ class FakeBackend:
         self.recordings.append((pcm, options, audio_start_frame))
         if model_name not in self.names:
             raise ModelNotFoundError(model_name, self.names)
-        frame_ids = range(start_frame, start_frame + frame_count)
+        period = 2 * (FRAME_COUNT - 1)  # beyond the end they run back
+        places = [frame_id % period for frame_id in range(start_frame, start_frame + frame_count)]
+        frame_ids = [min(place, period - place) for place in places]
         return await self.frames(model_name, frame_ids, timeout_s=timeout_s, caller=caller)
 
     async def video_frame(
@@ -275,7 +277,11 @@ class FakeBackend:
         caller: Hashable | None = None,
     ) -> bytes:
         self.calls["video_frame"] += 1
+        self.callers.append(caller)
+        self.timeouts_s.append(timeout_s)
         self.model(model_name)
+        if frame_id in self.faults:
+            raise self.faults[frame_id]
         if not 0 <= frame_id < FRAME_COUNT:
             raise FrameRangeError(model_name, frame_id, FRAME_COUNT)
         if video not in VIDEOS:

@@ -205,6 +205,26 @@ async def test_cancelling_a_call_cancels_it_on_the_server(client: Client, server
     gc.collect()
 
 
+async def test_a_frame_of_a_package_s_own_video(client: Client, backend: FakeBackend) -> None:
+    assert await client.video_frame("anna", 3) == picture("anna/full_body", 3)
+    assert await client.video_frame("bert", np.int64(4), "crops_328", timeout_s=20) == picture("bert/crops_328", 4)
+    assert backend.timeouts_s[-1] == pytest.approx(20, abs=5)
+    with pytest.raises(errors.InvalidRequestError, match="has no video 'rois_320'; it has full_body, crops_328"):
+        await client.video_frame("anna", 3, "rois_320")
+    with pytest.raises(errors.FrameRangeError, match="frames 0 to 999") as out:
+        await client.video_frame("anna", -1)
+    assert (out.value.model_name, out.value.frame_id) == ("anna", -1)
+    with pytest.raises(errors.ModelNotFoundError) as unknown:
+        await client.video_frame("zed", 3)
+    assert unknown.value.model_name == "zed"
+    for number, error in enumerate((errors.MediaError("a.mp4: frame 3 is damaged"), errors.DeadlineError("too late"))):
+        backend.faults[number] = error
+        with pytest.raises(type(error), match=str(error)):
+            await client.video_frame("anna", number)
+    with pytest.raises(errors.InvalidRequestError):
+        await client.video_frame("anna", 1.5)  # type: ignore[arg-type]
+
+
 async def test_load_package(client: Client, tmp_path: Path) -> None:
     (tmp_path / "carl").mkdir()
     info = await client.load_package("carl")

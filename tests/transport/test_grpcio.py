@@ -11,7 +11,7 @@ import grpc
 import pytest
 
 from lipsync.config import MIB
-from lipsync.errors import ConfigError, DeviceError, OverloadedError
+from lipsync.errors import ConfigError, DeviceError, MediaError, OverloadedError
 from lipsync.transport.details import DetailsCodec
 from lipsync.transport.server import Server
 from lipsync.types import Output
@@ -161,6 +161,38 @@ async def test_stream(grpcio: Grpcio, server: Server, backend: FakeBackend) -> N
         ]
         assert 1 < backend.most_in_flight <= 8
         assert await in_thread(lambda: list(stub.StreamInference(iter(())))) == []
+
+
+async def test_a_frame_of_a_package_s_own_video(grpcio: Grpcio, server: Server, backend: FakeBackend) -> None:
+    pb2 = grpcio.pb2
+    async with grpcio.stub(server) as stub:
+
+        async def ask(**fields: Any) -> Any:
+            return await in_thread(stub.GetVideoFrame, pb2.VideoFrameRequest(**fields))
+
+        answer = await ask(model_name="anna", frame_id=3, video_type="crops_328")
+        assert (answer.success, answer.frame_id, answer.video_type) == (True, 3, "crops_328")
+        assert (answer.frame_data, answer.error, answer.error_code) == (picture("anna/crops_328", 3), "", 0)
+        answer = await ask(model_name="anna", frame_id=3)
+        assert (answer.frame_data, answer.video_type) == (picture("anna/full_body", 3), "full_body")
+        for fields, code, text in (
+            ({"model_name": "zed"}, pb2.FRAME_ERROR_CODE_MODEL_NOT_FOUND, "'zed' is not loaded"),
+            ({"frame_id": 1000}, pb2.FRAME_ERROR_CODE_FRAME_OUT_OF_RANGE, "frames 0 to 999"),
+            ({"video_type": "x"}, pb2.FRAME_ERROR_CODE_INVALID_REQUEST, "no video 'x'; it has full_body, crops_328"),
+        ):
+            answer = await ask(**{"model_name": "anna"} | fields)
+            assert (answer.success, answer.frame_data, answer.error_code) == (False, b"", code) and text in answer.error
+            assert answer.frame_id == fields.get("frame_id", 0)
+        for error, status in (
+            (OverloadedError("64 calls wait"), grpc.StatusCode.RESOURCE_EXHAUSTED),
+            (MediaError("a.mp4: frame 7 is damaged"), grpc.StatusCode.FAILED_PRECONDITION),
+        ):
+            backend.faults[7] = error
+            with pytest.raises(grpc.RpcError) as caught:
+                await ask(model_name="anna", frame_id=7)
+            assert caught.value.code() is status and caught.value.details() == str(error)
+        long = await ask(model_name="anna", video_type="x" * 5000)
+        assert not long.success and len(long.video_type) == 64
 
 
 async def test_load_stats_list_health(grpcio: Grpcio, server: Server, tmp_path: Path) -> None:
