@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from urllib.request import urlopen
 
 import av
 import numpy as np
@@ -141,3 +143,25 @@ def test_sigterm_stops_its_server_too(
     assert started.is_set()
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "pid").read_text()), 0)
+
+
+def test_in_the_browser(demo_package: Path) -> None:
+    """The page and its model are served until SIGTERM; without a screen its address is said alone."""
+    screenless = {name: value for name, value in os.environ.items() if name not in ("DISPLAY", "WAYLAND_DISPLAY")}
+    with subprocess.Popen(
+        [*COMMAND, "--web"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=screenless
+    ) as process:
+        try:
+            assert process.stdout is not None
+            line = next(line for line in process.stdout if line.startswith("open "))
+            assert line.endswith("in a browser; Ctrl-C ends it\n")
+            url = line.split()[1]
+            with urlopen(url, timeout=TIMEOUT_S) as page, urlopen(url + "health", timeout=TIMEOUT_S) as health:
+                assert "<title>lipsync" in page.read().decode()
+                assert json.load(health)["loaded_models"] == 1
+            with urlopen(url + "recordings/demo", timeout=TIMEOUT_S) as recording:
+                assert recording.read() == (demo_package / "speech.wav").read_bytes()
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(TIMEOUT_S) == 0
+        finally:
+            process.kill()

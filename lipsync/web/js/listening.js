@@ -31,7 +31,7 @@ export class Listening {
       this.session = new Session(this.stage, this.model, {
         startFrame: this.startFrame,
         on: {
-          frame: ({ first_sample }) => {
+          arriving: ({ first_sample }) => {
             this.timeline.arrived(first_sample);
             this.listen();
           },

@@ -220,7 +220,7 @@ function connectionChanged() {
       part("connection").textContent = "not admitted";
       part("tokens").hidden = false;
       say("Not connected.");
-      complain("connection", `This server wants a token that it knows.${server}`);
+      complain("connection", `Not admitted; enter a token that this server knows.${server}`);
       break;
     default:
       part("connection").textContent = "connecting";

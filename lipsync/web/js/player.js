@@ -24,7 +24,8 @@ export class Player {
     this.shown = null;
     this.missed = 0;
     this.waiting = []; // in order
-    this.timeline = null; // whose `position` is what is heard now, in seconds; null while the sound waits
+    // `position` is what is heard now, in seconds, null while the sound waits; `at` is where it waits, too
+    this.timeline = null;
     this.generation = 0; // what was begun in an earlier one must not be drawn
     this.drawnAt = [];
     this.errors = []; // [when, ms]
@@ -79,8 +80,7 @@ export class Player {
 
   /** One more frame, after those before it. Returns false if it came too late. */
   push(frame) {
-    const position = this.positionInSamples();
-    if (position !== null && frame.end_sample <= position) {
+    if (frame.end_sample <= (this.timeline?.at ?? 0) * RATE_HZ) {
       this.missed += countOf(frame);
       frame.taken();
       return false;

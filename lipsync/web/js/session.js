@@ -6,8 +6,8 @@ import { RATE_HZ } from "./pcm.js";
 const WINDOW = 48; // answers that were not dealt with: more than are ever waited for here
 const INTERRUPT_MS = 3000; // a server that does not answer by then is not waited for
 
-/** Opens when it is made. `on` has functions that are called with an answer: `started`, `frame` (and whether it
- * came in time), `ended`. */
+/** Opens when it is made. `on` has functions that are called with an answer: `started`, `arriving` (a frame,
+ * before the player has it), `frame` (and whether it came in time), `ended`. */
 export class Session {
   constructor(stage, model, { startFrame = 0, on = {} } = {}) {
     this.stage = stage;
@@ -77,6 +77,7 @@ export class Session {
       return;
     }
     this.shownEnd = answer.end_sample;
+    this.on.arriving?.(answer);
     let isInTime = false;
     if (!answer.frame.success) {
       taken();

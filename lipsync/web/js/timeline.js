@@ -83,6 +83,10 @@ export class LiveTimeline {
     return this.zero === null ? null : this.sound.now - this.zero;
   }
 
+  get at() {
+    return this.position ?? 0;
+  }
+
   /** A frame came that shows the sound from this sample on. */
   arrived(firstSample) {
     const { now } = this.sound;
