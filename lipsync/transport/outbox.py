@@ -38,7 +38,8 @@ class Outgoing(Generic[T]):
 
     Attributes:
         n_missed: frames of this call that were left out in front of it.
-        is_end: whether it is the last of a call that was open.
+        is_end: whether it is the last of its call.
+        is_refusal: whether it is about a call that was not opened; one of the same number may be open by now.
         release: to be called once it is sent, or will not be.
     """
 
@@ -46,6 +47,7 @@ class Outgoing(Generic[T]):
     message: T
     n_missed: int = 0
     is_end: bool = False
+    is_refusal: bool = False
     release: Callable[[], None] = _nothing
 
 
@@ -102,7 +104,7 @@ class Outbox(Generic[T]):
     def __init__(self) -> None:
         self._lanes: dict[int, _Lane[T]] = {}
         self._turns: deque[int] = deque()
-        self._refusals: deque[Outgoing[T]] = deque()
+        self._refusals: dict[int, T] = {}
 
     def __len__(self) -> int:
         """Messages that wait."""
@@ -176,8 +178,8 @@ class Outbox(Generic[T]):
         self._line_up(call, lane)
 
     def refuse(self, call: int, message: T) -> None:
-        """The end of a call that was not opened."""
-        self._refusals.append(Outgoing(call, message))
+        """The end of a call that was not opened. One of each number waits: who sends on hears of it once."""
+        self._refusals.setdefault(call, message)
 
     @property
     def n_refusals(self) -> int:
@@ -214,7 +216,8 @@ class Outbox(Generic[T]):
     def take(self) -> Outgoing[T] | None:
         """What goes next, if anything may. Followed by `sent` with it, before the next."""
         if self._refusals:
-            return self._refusals.popleft()
+            call = next(iter(self._refusals))
+            return Outgoing(call, self._refusals.pop(call), is_refusal=True)
         while self._turns:
             call = self._turns.popleft()
             lane = self._lanes[call]
@@ -239,5 +242,5 @@ class Outbox(Generic[T]):
         """It is sent."""
         outgoing.release()
         lane = self._lanes.get(outgoing.call)
-        if lane is not None and not outgoing.is_end:
+        if lane is not None and not outgoing.is_end and not outgoing.is_refusal:
             lane.in_hand = False

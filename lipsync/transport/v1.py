@@ -54,7 +54,10 @@ MAX_REQUESTS = 1024
 MAX_REFUSALS = 1000
 """Ends of refused calls that wait to be sent: a client that leaves more of them unread is not worth the memory."""
 MAX_HALF_CLOSED = 1024
-"""Numbers whose last requests may still be on their way, that are remembered."""
+"""Numbers that are remembered whose call ended before its client had said that there are no more requests."""
+HALF_CLOSED = (
+    "the call of this number is over, and this may be one of its requests; finish or cancel it, or take another number"
+)
 CALL_BYTES = 512
 """What a call takes beside its messages: in gRPC, its headers."""
 MAX_TRACEPARENT_LENGTH = 64
@@ -186,7 +189,9 @@ class _Connection:
         elif envelope.error is not None:
             self._refuse(number, envelope.error)
         elif envelope.tag in METHOD_TAGS:
-            if self._half_closed.get(number) != envelope.tag or envelope.options is not None:
+            if self._half_closed.get(number) == envelope.tag and envelope.options is None:
+                self._refuse(number, InvalidRequestError(HALF_CLOSED))
+            else:
                 self._open(envelope)
         elif envelope.tag == Tag.OPTIONS:
             self._half_closed.pop(number, None)
@@ -267,17 +272,19 @@ class _Connection:
             await self._to_send.wait()
             self._to_send.clear()
             while (outgoing := self.outbox.take()) is not None:
-                call = self._calls.get(outgoing.call)
+                call = None if outgoing.is_refusal else self._calls.get(outgoing.call)
                 if outgoing.is_end:
                     self._forget(outgoing.call)
                 try:
                     await self._send_one(outgoing)
+                    if call is not None and not outgoing.is_end:
+                        self.shared.observer.message_sent(call.call)
                 except (ConnectionLostError, DeadlineError):
                     return None
                 finally:
                     self.outbox.sent(outgoing)
-                if call is not None:
-                    call.sent(is_end=outgoing.is_end)
+                    if call is not None:
+                        call.moved(is_end=outgoing.is_end)
                 n_sent += 1
                 if not n_sent % SENDS_A_TURN:
                     await asyncio.sleep(0)
@@ -310,6 +317,7 @@ class _Call(StreamIterator[Any]):
 
     Attributes:
         tag: of its method.
+        call: as observers and the backend know it.
         share: its part of the bytes that the server may hold; it counts as a call until its end is sent.
         task: answers it.
     """
@@ -333,7 +341,7 @@ class _Call(StreamIterator[Any]):
         if path not in UNLIMITED:
             limits_s.append(shared.config.max_call_s)
         self._limit_s = min(limits_s, default=None)
-        self._call = Call(
+        self.call = Call(
             path=path,
             deadline=None if self._limit_s is None else Deadline.from_timeout(self._limit_s),
             request_id=options.request_id or uuid.uuid4().hex[:16],
@@ -438,7 +446,7 @@ class _Call(StreamIterator[Any]):
         error: LipsyncError | GRPCError | None = None
         try:
             if self._cut is None:
-                await self._shared.calls.answer(self._call, self._work, ended=self._status_of_cut)
+                await self._shared.calls.answer(self.call, self._work, ended=self._status_of_cut)
         except Unanswered as unanswered:
             error = unanswered.error
         except GRPCError as refused:
@@ -450,14 +458,14 @@ class _Call(StreamIterator[Any]):
         if self._connection.is_over:
             return
         self._is_ending = True
-        end = wire.end(self._number, self._cut or error, request_id=self._call.request_id)
+        end = wire.end(self._number, self._cut or error, request_id=self.call.request_id)
         self._outbox.end(self._number, self._connection.written(end))
         self._connection.wake()
         await self._ended.wait()  # so that a server that drains waits for it
 
     async def _work(self) -> None:
         limit_s = self._limit_s or 0.0
-        async with within(self._call.timeout_s, f"the call was not done within {limit_s:g} s"):
+        async with within(self.call.timeout_s, f"the call was not done within {limit_s:g} s"):
             try:
                 await self._handler.func(self)
             except Exception:
@@ -489,7 +497,7 @@ class _Call(StreamIterator[Any]):
         self._in_work_bytes = len(body)
         self.share.read()
         message = self._shared.codec.decode(body, self._handler.request_type)
-        self._shared.observer.message_received(self._call)
+        self._shared.observer.message_received(self.call)
         if isinstance(message, AudioRequest) and betterproto.which_one_of(message, "request")[0] == "interrupt":
             self._is_interrupting = True
             self._void_frames()
@@ -532,13 +540,16 @@ class _Call(StreamIterator[Any]):
         """Whether it is one of a stream's frames, of which a slow client gets the newest."""
         if isinstance(message, AudioFrame):
             return message.event == AudioEvent.FRAME
-        return self._call.path == STREAM_INFERENCE
+        return self.call.path == STREAM_INFERENCE
 
     async def _turn(self) -> None:
         """Until there is room for a frame, or the client is to blame that there is none."""
         outbox, number = self._outbox, self._number
-        while outbox.n_frames(number) >= MAX_FRAMES and outbox.is_open(number) and not self._connection.is_full:
-            await asyncio.sleep(0)  # noqa: ASYNC110 - whoever sends is about to go on, and sets nothing when it waits
+        # whoever sends is about to go on, or to wait for the client
+        while (  # noqa: ASYNC110
+            outbox.n_frames(number) >= MAX_FRAMES and outbox.is_open(number) and not self._connection.is_full
+        ):
+            await asyncio.sleep(0)
 
     async def _all_sent(self) -> None:
         await self._until(lambda: self._outbox.is_sent(self._number))
@@ -548,15 +559,13 @@ class _Call(StreamIterator[Any]):
         send_s = self._shared.config.send_timeout_s
         while not condition():
             self._moved.clear()
-            self._is_unread = True
-            async with within(send_s, f"the client took no answer for {send_s:g} s, and the call is ended"):
-                await self._moved.wait()
-            self._is_unread = False
+            try:
+                async with within(send_s, f"the client took no answer for {send_s:g} s, and the call is ended"):
+                    await self._moved.wait()
+            except DeadlineError:
+                self._is_unread = True
+                raise
 
-    def sent(self, *, is_end: bool) -> None:
-        """One of its messages is sent."""
-        if is_end:
-            self._ended.set()
-        else:
-            self._shared.observer.message_sent(self._call)
-            self._moved.set()
+    def moved(self, *, is_end: bool) -> None:
+        """One of its messages is on its way, or will never be."""
+        (self._ended if is_end else self._moved).set()

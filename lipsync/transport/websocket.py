@@ -120,7 +120,10 @@ class WebProtocol(RequestHandler):
     Attributes:
         inflight: its part of what the server may hold.
         share: of what has come in and is not read.
+        is_socket: True once it speaks WebSocket.
     """
+
+    is_socket = False
 
     def __init__(
         self,
@@ -267,7 +270,8 @@ class WebServer:
         self.stop_listening()
         await self._legacy.close()
         for connection in self._connections:
-            connection.close()
+            if not connection.is_socket:  # those say goodbye by themselves, and hear what is answered
+                connection.close()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 await self._no_connections.wait()
@@ -441,6 +445,7 @@ class WebServer:
         )
         accepted.headers.update(SECURITY_HEADERS)
         await accepted.prepare(request)
+        protocol.is_socket = True
         given = request.headers.get("X-Request-Id", "")
         connection = WebConnection(
             accepted,
