@@ -22,6 +22,8 @@ AUDIO_BYTES = AUDIO_MS * AUDIO_HZ // 1000 * 2
 U32_MAX = 2**32 - 1
 IMAGE_REMAINDER = 3
 """Of an image's length divided by 4: then the rectangle lies at a multiple of 4, where Float32Array reads it."""
+MAX_JSON_CHARS = 128 * 1024
+"""Of a JSON request: three times what the audio takes in base64. Reading what is larger would keep others waiting."""
 BINARY_VERSION = "1.0"
 VIDEO_FRAME = 2
 """The first byte of a frame of a package's own video; answers for frames have 1, or 0 for an error."""
@@ -127,6 +129,8 @@ def binary_video_frame(frame_id: int, video: str, jpeg: bytes) -> bytes:
 
 def read_json(text: str) -> dict[str, Any]:
     """A JSON request. Raises InvalidRequestError for what is no object."""
+    if len(text) > MAX_JSON_CHARS:
+        raise InvalidRequestError(f"a request of {len(text)} characters; expected at most {MAX_JSON_CHARS}")
     try:
         value = json.loads(text, parse_constant=_no_constant)
     except (ValueError, RecursionError):

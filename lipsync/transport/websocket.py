@@ -22,13 +22,12 @@ from http import HTTPStatus
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from typing import Any, cast
-from urllib.parse import unquote
 
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 from grpclib import Status
 
-from lipsync.config import ServerConfig
+from lipsync.config import MODEL_NAME, ServerConfig
 from lipsync.errors import (
     EngineClosedError,
     InternalError,
@@ -78,7 +77,7 @@ TYPES = {
 }
 """Of the page's files; no others are given out."""
 INDEX = "index.html"
-NAME = re.compile(r"/recordings/([^/]+)")
+RECORDING = re.compile(rf"/recordings/({MODEL_NAME.pattern})")
 HTTP_STATUS = {
     Status.NOT_FOUND: HTTPStatus.NOT_FOUND,
     Status.INVALID_ARGUMENT: HTTPStatus.BAD_REQUEST,
@@ -352,6 +351,8 @@ class WebServer:
         except LipsyncError as error:
             status = HTTP_STATUS.get(row_of(error).status, HTTPStatus.INTERNAL_SERVER_ERROR)
             return await _send(request, status, str(error), protocol, self._config)
+        except web.HTTPException as error:  # of a handshake that is none
+            return await _send(request, HTTPStatus(error.status), error.text or error.reason, protocol, self._config)
         except ConnectionError:
             raise  # the client is gone: aiohttp knows what to do
         except Exception as error:
@@ -374,8 +375,8 @@ class WebServer:
             return await self._socket(request, protocol, path, host)
         if path == "/health":
             return await self._health(request, protocol)
-        if (match := NAME.fullmatch(path)) is not None:
-            return await self._recording(request, protocol, unquote(match[1]))
+        if (match := RECORDING.fullmatch(path)) is not None:
+            return await self._recording(request, protocol, match[1])
         name = INDEX if path == "/" else path.removeprefix("/page/") if path.startswith("/page/") else ""
         file = self._files.get(name)
         if file is None:
@@ -434,6 +435,8 @@ class WebServer:
             self._admit(request, STREAM_INFERENCE)
             # older clients may ask for what they like
             chosen = next((name for name in offered if not name.startswith(BEARER)), "")
+            if offered and not chosen:
+                raise InvalidRequestError("offer one more sub-protocol beside the token, of any name: it is answered")
             handle = partial(self._legacy.serve, proxy=path == "/ws")
         accepted: web.WebSocketResponse[Any] = web.WebSocketResponse(
             protocols=(chosen,) if chosen else (),

@@ -98,6 +98,7 @@ def test_a_frame_of_a_video() -> None:
         '{"frame_id": Infinity}',
         "\ud800",
         "9" * 9999,
+        " " * wire.MAX_JSON_CHARS + "{}",
     ],
 )
 def test_json_that_is_no_request(text: str) -> None:

@@ -251,6 +251,10 @@ async def test_tokens_on_the_old_paths(backend: FakeBackend, tmp_path: Path, pat
         packed = base64.urlsafe_b64encode(TOKEN.encode()).decode().rstrip("=")
         async with socket_to(server, path, subprotocols=["mine", f"lipsync.bearer.{packed}"]) as connection:
             assert connection.subprotocol == "mine"
+        with pytest.raises(InvalidStatus) as refused:  # a browser would not take an answer without one
+            async with socket_to(server, path, subprotocols=[f"lipsync.bearer.{packed}"]):
+                pass
+        assert refused.value.response.status_code == 400
 
 
 async def test_a_token_of_a_page(backend: FakeBackend, tmp_path: Path) -> None:
@@ -461,6 +465,9 @@ async def test_requests_that_are_none(backend: FakeBackend, caplog: pytest.LogCa
             (b"nonsense\r\n\r\n", b"400"),
             (b"GET / HTTP/1.1\r\n\r\n", b"400"),
             (b"GET /v1 HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\n\r\n", b"400"),
+            (b"GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\n\r\n", b"400"),
+            (b"GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n", b"400"),
+            (b"GET /recordings/" + b"x" * 500 + b" HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n", b"404"),
         ):
             reader, writer = await asyncio.open_connection(*server.web_addresses[0])
             writer.write(request)
