@@ -36,7 +36,7 @@ class Plan:
         growth: whether frames, models and their costs are varied.
         transport_s: of each way of calling a server without an engine; 0 leaves that out.
         web: whether WebSockets are compared.
-        only_web: nothing else is.
+        only_web: nothing else is, but for the transports alone.
     """
 
     quick: bool

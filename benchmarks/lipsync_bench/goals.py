@@ -11,7 +11,7 @@ from lipsync_bench.measures.network import NETWORK, ONNX_RUNTIME
 from lipsync_bench.measures.quality import BEFORE_JPEG, QUALITY
 from lipsync_bench.measures.single import SINGLE, TOTAL
 from lipsync_bench.measures.throughput import STREAMS, callers_variant
-from lipsync_bench.measures.websocket import MANY, OLD_BINARY, OLD_JSON, ONE
+from lipsync_bench.measures.websocket import MANY, OLD_SERVERS, ONE, OldServer
 from lipsync_bench.results import OURS, REFERENCE, Results
 
 
@@ -37,6 +37,13 @@ class Goal:
         return f"{'at most ' if self.less_is_better else ''}{self.bound:g} {self.unit}"
 
 
+OLD_SERVER_FIGURES = {
+    f"{key}_{suffix}": (server, measure, what)
+    for key, server in OLD_SERVERS.items()
+    for suffix, measure, what in (("latency", ONE, "a request"), ("fps", MANY, "frames a second"))
+}
+"""Of each of the older servers: what a gain over it is measured by, and what that is."""
+
 GOALS = {
     "single_frame": Goal("single call end to end, reference over ours", 12),
     "network_vs_onnxruntime": Goal("network alone, ONNX Runtime float32 over ours", 2),
@@ -48,11 +55,11 @@ GOALS = {
     "live_first_frame": Goal("live audio, full width: first frame after its audio", 150, "ms", less_is_better=True),
     "live_interrupt": Goal("live audio, full width: interrupt to rest", 40, "ms", less_is_better=True),
     "live_fps": Goal("live audio, full width: one session, audio ahead", 25, "frames/s"),
-    "websocket_json": Goal("older JSON WebSocket, one request, reference over ours", 1),
-    "websocket_json_fps": Goal("older JSON WebSocket, several requests, frames/s, ours over reference", 1),
-    "websocket_binary": Goal("older binary WebSocket, one request, reference over ours", 1),
-    "websocket_binary_fps": Goal("older binary WebSocket, several requests, frames/s, ours over reference", 1),
     "psnr_db": Goal("against the reference's float32 composite, before JPEG, face alone, worst frame", 45, "dB"),
+    **{
+        name: Goal(f"older WebSocket server, {server.name}: {what}, gain of ours over that of the reference", 1)
+        for name, (server, _, what) in OLD_SERVER_FIGURES.items()
+    },
 }
 
 
@@ -62,6 +69,10 @@ def fill_ratios(results: Results, best_runtime: str) -> None:
     def ratio(measure: str, one: tuple[str, str], other: tuple[str, str]) -> float | None:
         above, below = results.median(measure, *one), results.median(measure, *other)
         return None if above is None or below is None else above / below
+
+    def gain_ratio(server: OldServer, measure: str) -> float | None:
+        ours, theirs = (server.gain(results, measure, subject) for subject in (OURS, REFERENCE))
+        return None if ours is None or theirs is None else ours / theirs
 
     quality = results.find(QUALITY, OURS, BEFORE_JPEG)
     found = {
@@ -75,10 +86,7 @@ def fill_ratios(results: Results, best_runtime: str) -> None:
         "live_first_frame": results.median(LIVE, FULL_WIDTH, FIRST_FRAME),
         "live_interrupt": results.median(LIVE, FULL_WIDTH, INTERRUPT),
         "live_fps": results.median(LIVE, FULL_WIDTH, SUSTAINED),
-        "websocket_json": ratio(ONE, (REFERENCE, OLD_JSON), (OURS, OLD_JSON)),
-        "websocket_json_fps": ratio(MANY, (OURS, OLD_JSON), (REFERENCE, OLD_JSON)),
-        "websocket_binary": ratio(ONE, (REFERENCE, OLD_BINARY), (OURS, OLD_BINARY)),
-        "websocket_binary_fps": ratio(MANY, (OURS, OLD_BINARY), (REFERENCE, OLD_BINARY)),
         "psnr_db": min(quality.samples) if quality is not None and quality.samples else None,
+        **{name: gain_ratio(server, measure) for name, (server, measure, _) in OLD_SERVER_FIGURES.items()},
     }
     results.ratios = {name: value for name, value in found.items() if value is not None}

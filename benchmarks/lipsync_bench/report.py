@@ -35,8 +35,8 @@ def write_report(results: Results, docs: Path) -> Path:
         parts.append("## To know\n\n" + "\n".join(f"- {note}." for note in results.notes))
     parts.append(
         "## Again\n\n`make bench` measures everything and says where it wrote `results.json`; `lipsync bench --quick` "
-        "takes under a minute, for the ratios alone. `lipsync bench --report bench/results.json --docs docs` writes "
-        "this page."
+        "takes under a minute, for the ratios alone, and `lipsync bench --websocket` a few, for WebSockets beside "
+        "gRPC. `lipsync bench --report bench/results.json --docs docs` writes this page."
     )
     page = docs / PAGE
     page.write_text("\n\n".join(part.strip() for part in parts) + "\n", encoding="utf-8")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from lipsync_bench.asking import WEB_NEEDS
 from lipsync_bench.bench import Bench, OnProgress, Plan
 from lipsync_bench.goals import fill_ratios
 from lipsync_bench.machine import describe, importable
@@ -30,8 +31,11 @@ from lipsync_bench.results import Results
 from lipsync_bench.sample import load_sample
 from lipsync_bench.servers import JPEG_QUALITY, Servers, reference_stubs
 
-WEB_NEEDS = ("aiohttp", "websockets")
 REFERENCE_NEEDS = ("grpc", "grpc_tools", "cv2")
+MACHINE_NOTE = (
+    "clients and servers share the machine's cores; both servers get the same client, over loopback, and encode at "
+    f"JPEG quality {JPEG_QUALITY}; the cache of finished frames is off"
+)
 
 
 def run(packages: BenchPackages, *, plan: Plan, device: torch.device, on_progress: OnProgress) -> Results:
@@ -50,7 +54,7 @@ def run(packages: BenchPackages, *, plan: Plan, device: torch.device, on_progres
         started = time.perf_counter()
         best_name = ""
         if plan.only_web:
-            asyncio.run(_measure_web(bench))
+            asyncio.run(_measure_web_alone(bench))
         else:
             # What needs the servers comes first: this process has no network of its own then.
             asyncio.run(_measure_servers(bench))
@@ -75,10 +79,7 @@ def _reference(results: Results) -> Iterator[Path | None]:
 
 
 async def _measure_servers(bench: Bench) -> None:
-    bench.results.note(
-        "clients and servers share the machine's cores; both servers get the same client, over loopback, and encode at "
-        f"JPEG quality {JPEG_QUALITY}; the cache of finished frames is off"
-    )
+    bench.results.note(MACHINE_NOTE)
     bench.results.note(
         "memory is that of a server process that was started with a package of two frames and then loaded the one "
         "that is measured; RSS counts what processes share, USS does not"
@@ -97,10 +98,10 @@ async def _measure_servers(bench: Bench) -> None:
     await measure_starts(bench)
     if bench.plan.growth:
         await measure_growth(bench)
-    if bench.plan.transport_s:
-        await measure_transport(bench)
     if bench.plan.web:
         await _measure_web(bench)
+    if bench.plan.transport_s:
+        await measure_transport(bench)
 
 
 async def _measure_web(bench: Bench) -> None:
@@ -109,6 +110,13 @@ async def _measure_web(bench: Bench) -> None:
         bench.results.note(f"WebSockets were left out: {', '.join(missing)} cannot be imported here")
     else:
         await measure_websocket(bench)
+
+
+async def _measure_web_alone(bench: Bench) -> None:
+    bench.results.note(MACHINE_NOTE)
+    await _measure_web(bench)
+    if bench.plan.transport_s:
+        await measure_transport(bench)
 
 
 def _measure_parts(bench: Bench) -> str:

@@ -18,7 +18,7 @@ from lipsync_bench.measures.strict import STRICT, STRICT_GAPS
 from lipsync_bench.measures.throughput import BATCH_FRAMES, BATCHES, GAPS, STREAMS
 from lipsync_bench.measures.transport import TRANSPORT
 from lipsync_bench.measures.websocket import MANY as MANY_ASKED
-from lipsync_bench.measures.websocket import ONE, old_server_rows
+from lipsync_bench.measures.websocket import ONE, ONE_RATE, old_server_rows
 from lipsync_bench.results import Results, Series
 
 MANY = 10
@@ -44,9 +44,13 @@ MEASURES = {
     STRICT_GAPS: "Of each number of streams that was tried, up to the moment it failed.",
     BY_FRAMES: "How cost grows with the length of the package.",
     BY_MODELS: "How cost grows with the number of models, each of a quarter of the frames; calls go round them.",
-    ONE: "The 320x320 face alone, as the older servers sent it, from the request to the picture's bytes.",
-    MANY_ASKED: "The same, eight on their way at a time on one connection.",
-    TRANSPORT: "Answers of 100 KB without an engine behind them, each server with the client of its own library.",
+    ONE: "The 320x320 face alone, as the older servers sent it, or the whole frame, from the request to the picture's "
+    "bytes. WebSockets are asked by a client of another maker.",
+    ONE_RATE: "The same requests.",
+    MANY_ASKED: "On one connection; through `/v1` and gRPC by one StreamInference.",
+    TRANSPORT: "Answers of 100 KB without an engine behind them, on one connection: gRPC, each server with the client "
+    "of its own library, and what goes through WebSockets, with a client of another maker. The older protocols have no "
+    "streams: there it is requests that do not wait for answers.",
     ENCODER: "From the network's face to the JPEG of the whole frame, in one thread.",
     ENCODED_SIZE: "Bytes of the same frames.",
     NETWORK: "One frame at a time. Our runtimes go from a frame's number to the face at its size in the frame; the "
@@ -125,12 +129,14 @@ def old_server_table(results: Results) -> TextTable | None:
     """The older WebSocket servers' figures, and what became of them; None if that was not measured."""
     if not results.of(ONE):
         return None
+    machine = results.machine
     about = (
-        "What the servers that this one replaces were measured at on a machine of their own, and the same here: of the "
-        "reference, which is their design, and of ours. A gain is that over the old figure; what the reference gains, "
-        "the machine does."
+        "What the servers that this one replaces were measured at on a machine of their own, and the same here, on "
+        f"{machine.get('cpu', 'unknown processor')} with {machine.get('cores', '?')} cores: the reference, which is "
+        "their design, and ours. A gain is how many times better than then. What the reference gains, the machine "
+        "does; ours is to gain more. The older servers seem to have been asked one request at a time."
     )
-    head = ("server", "unit", "then", "reference here", "ours here", "gain of the reference", "gain of ours")
+    head = ("older server", "what", "then", "reference", "ours", "its gain", "our gain", "ours larger")
     return TextTable("the older WebSocket servers", about, head, old_server_rows(results))
 
 

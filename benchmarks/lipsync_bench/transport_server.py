@@ -1,9 +1,11 @@
 """A server without an engine: frames of 100 KB that are there already. By grpclib (ours) or by grpcio.
 
     python -m lipsync_bench.transport_server grpclib
+    python -m lipsync_bench.transport_server web
     python -m lipsync_bench.transport_server grpcio STUBS
 
-Prints `listening on HOST:PORT`; runs until SIGTERM.
+`web` is grpclib's with WebSockets besides, whose address it prints first: `page at http://HOST:PORT/`. All print
+`listening on HOST:PORT`, and run until SIGTERM.
 """
 
 from __future__ import annotations
@@ -19,8 +21,9 @@ from typing import Any
 from lipsync.config import ServerConfig
 from lipsync.errors import ModelNotFoundError
 from lipsync.transport.backend import FULL_BODY, Speech
-from lipsync.transport.server import serve
+from lipsync.transport.server import Server, serve
 from lipsync.types import Bounds, Frame, ModelInfo, ModelStats, Output, SpeechOptions
+from lipsync_bench.servers import LISTENING, PAGE
 
 PICTURE_BYTES = 100_000
 MODEL = "still"
@@ -118,12 +121,18 @@ class StillBackend:
 
 
 def announce(host: str, port: int) -> None:
-    print(f"listening on {host}:{port}", flush=True)
+    print(f"{LISTENING}{host}:{port}", flush=True)
 
 
-async def serve_grpclib() -> None:
-    config = ServerConfig(port=0, grace_s=1.0)
-    await serve(StillBackend(), config, ready=lambda server: announce(*server.address))
+def announce_ours(server: Server) -> None:
+    for host, port in server.web_addresses:
+        print(f"{PAGE}{host}:{port}/", flush=True)
+    announce(*server.address)
+
+
+async def serve_ours(*, web: bool) -> None:
+    config = ServerConfig(port=0, http=0 if web else -1, grace_s=1.0)
+    await serve(StillBackend(), config, ready=announce_ours)
 
 
 async def serve_grpcio(stubs: Path) -> None:
@@ -164,7 +173,8 @@ async def serve_grpcio(stubs: Path) -> None:
 
 
 def main() -> None:
-    asyncio.run(serve_grpclib() if sys.argv[1] == "grpclib" else serve_grpcio(Path(sys.argv[2])))
+    kind = sys.argv[1]
+    asyncio.run(serve_grpcio(Path(sys.argv[2])) if kind == "grpcio" else serve_ours(web=kind == "web"))
 
 
 if __name__ == "__main__":

@@ -449,7 +449,7 @@ def demo(termination: Termination, /, out: Path, package_only: bool, web: bool, 
 
 @cli.command()
 @click.option("--quick", is_flag=True, help="The ratios alone, in under a minute.")
-@click.option("--websocket", "only_web", is_flag=True, help="The WebSockets beside gRPC alone, in two minutes.")
+@click.option("--websocket", "only_web", is_flag=True, help="The WebSockets beside gRPC alone, in six minutes.")
 @click.option("--seconds", type=float, help="For how long strict streams have to be smooth: 60, or 0 with --quick.")
 @click.option(
     "--out", type=FOLDER, default=Path("bench"), show_default=True, help="Folder for results.json and the charts."

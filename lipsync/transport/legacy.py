@@ -11,10 +11,11 @@ import base64
 import contextlib
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from grpclib import GRPCError, Status
 from optimized_lipsyncsrv import (
     BatchWithAudioRequest,
     FrameErrorCode,
@@ -28,11 +29,12 @@ from optimized_lipsyncsrv import (
 from lipsync.config import ServerConfig
 from lipsync.errors import (
     ConnectionLostError,
-    DeadlineError,
+    EngineClosedError,
     InternalError,
     InvalidRequestError,
     LipsyncError,
     ModelNotFoundError,
+    OverloadedError,
 )
 from lipsync.transport import legacy_messages as wire
 from lipsync.transport import messages
@@ -41,14 +43,14 @@ from lipsync.transport.calls import Call, Calls, Unanswered
 from lipsync.transport.legacy_messages import FrameRequest, Picture
 from lipsync.transport.limits import Inflight, Share, too_much
 from lipsync.transport.ordered import ordered
-from lipsync.transport.service import STREAM_INFERENCE, Service
+from lipsync.transport.service import MAX_NAME_LENGTH, STREAM_INFERENCE, Service
 from lipsync.transport.web_connection import WebConnection
 from lipsync.types import ModelInfo, Output
 
 STATS_S = 5.0
 """How often clients are told the counts."""
-OVERLOADED = 1013
-"""Close code: try again later."""
+LEAVING, BROKEN, OVERLOADED = 1001, 1011, 1013
+"""Close codes: the server goes away, has failed, has too much to do: try again later."""
 CHUNK_BYTES = wire.AUDIO_BYTES // 16
 """40 ms of a request's audio."""
 FRAMES_HEARD = 10
@@ -61,11 +63,16 @@ Message = bytes | str
 
 @dataclass
 class Counts:
-    """Requests for frames since the server started."""
+    """Requests for frames since the server started, those that failed included."""
 
     binary: int = 0
     json: int = 0
     total_ms: float = 0.0
+
+    def add(self, elapsed_ms: float, *, as_json: bool) -> None:
+        self.binary += not as_json
+        self.json += as_json
+        self.total_ms += elapsed_ms
 
     def message(self, n_clients: int) -> dict[str, Any]:
         total = self.binary + self.json
@@ -94,6 +101,18 @@ class _Client:
         size = len(message)  # of text, too: all of it is ASCII
         with self.share.sending(size):
             await self.connection.send(message)
+
+    @contextlib.contextmanager
+    def holding(self, message: Message) -> Iterator[None]:
+        """One of its messages stays in memory until it is answered. Raises OverloadedError if that is too much."""
+        fits = self.share.arrived(len(message))
+        try:
+            if not fits:
+                raise too_much()
+            yield
+        finally:
+            self.share.read()
+            self.share.done(len(message))
 
 
 class Legacy:
@@ -130,9 +149,6 @@ class Legacy:
 
     async def serve(self, connection: WebConnection, *, proxy: bool) -> None:
         """Answer one connection until it ends, or the server leaves. `proxy`: it speaks that one's protocol."""
-        share = connection.inflight.share()
-        share.opened(HANDSHAKE_BYTES)
-        client = _Client(connection, share, proxy)
         call = Call(
             path=STREAM_INFERENCE,
             request_id=connection.request_id,
@@ -140,6 +156,9 @@ class Legacy:
             peer=connection.peer,
             metadata=connection.metadata,
         )
+        share = connection.inflight.share()
+        share.opened(HANDSHAKE_BYTES)
+        client = _Client(connection, share, proxy)
         self._clients.add(client)
         if self._ticker is None:
             self._ticker = asyncio.create_task(self._tell_counts())
@@ -149,8 +168,10 @@ class Legacy:
                 await connection.close(OVERLOADED, str(too_much()))
                 return
             await self._calls.answer(call, lambda: self._answer_all(client, call))
-        except (ConnectionLostError, Unanswered):
-            pass  # gone, or the server leaves: whoever called this says so
+        except Unanswered as unanswered:
+            await connection.close(_close_code(unanswered.error), str(unanswered.error))
+        except GRPCError:
+            pass  # the client is gone
         finally:
             self._clients.discard(client)
             share.close()
@@ -162,16 +183,17 @@ class Legacy:
             observer.message_received(call)
             return await self._answer(client, message)
 
-        answers = ordered(self._requests(client.connection), answered, limit=self._config.stream_in_flight)
-        async with contextlib.aclosing(answers):
+        requests = self._requests(client.connection)
+        answers = ordered(requests, answered, limit=self._config.stream_in_flight)
+        async with contextlib.aclosing(requests), contextlib.aclosing(answers):
             async for message in answers:
                 try:
                     await client.send(message)
-                except DeadlineError:
-                    return  # dropped, and told of
+                except ConnectionLostError as error:  # counted as it is with gRPC: no fault of the server
+                    raise GRPCError(Status.CANCELLED, str(error)) from error
                 observer.message_sent(call)
 
-    async def _requests(self, connection: WebConnection) -> AsyncIterator[Message]:
+    async def _requests(self, connection: WebConnection) -> AsyncGenerator[Message, None]:
         """A client's messages, until it or the server leaves."""
         leaving = asyncio.create_task(self._calls.refusing.wait())
         receiving: asyncio.Task[Message | None] | None = None
@@ -201,13 +223,14 @@ class Legacy:
             return await self._answer_binary(client, message, elapsed_ms)
         request_id = uuid.uuid4().hex[:16]
         try:
-            asked = wire.read_json(message)
-            request_id = wire.text_field(asked, "request_id", request_id)
-            if client.proxy:
-                return await self._answer_proxy(asked)
-            if asked.get("type") is not None:
-                return wire.json_text(self._answer_control(wire.text_field(asked, "type")))
-            return await self._answer_json(client, wire.frame_request(asked), request_id, elapsed_ms)
+            with client.holding(message):
+                asked = wire.read_json(message)
+                request_id = wire.text_field(asked, "request_id", request_id)
+                if client.proxy:
+                    return await self._answer_proxy(asked)
+                if asked.get("type") is not None:
+                    return wire.json_text(self._answer_control(wire.text_field(asked, "type")))
+                return await self._answer_json(client, wire.frame_request(asked), request_id, elapsed_ms)
         except Exception as error:
             text = _text_of(error)
         if client.proxy:
@@ -222,13 +245,11 @@ class Legacy:
         )
 
     async def _answer_binary(self, client: _Client, data: bytes, elapsed_ms: Callable[[], float]) -> Message:
-        bare = False
+        bare = client.proxy and wire.is_first_version(data)
         try:
-            request = wire.read_binary(data, proxy=client.proxy)
-            bare = request.bare
-            made = await self._make(client, request)
-            self._counts.binary += 1
-            self._counts.total_ms += elapsed_ms()
+            with client.holding(data):
+                request = wire.read_binary(data, proxy=client.proxy)
+                made = await self._make_counted(client, request, elapsed_ms, as_json=False)
             if bare:
                 return made.prediction_data
             return wire.binary_answer(request.frame_id, round(elapsed_ms()), _picture(made))
@@ -241,9 +262,7 @@ class Legacy:
     async def _answer_json(
         self, client: _Client, request: FrameRequest, request_id: str, elapsed_ms: Callable[[], float]
     ) -> Message:
-        made = await self._make(client, request)
-        self._counts.json += 1
-        self._counts.total_ms += elapsed_ms()
+        made = await self._make_counted(client, request, elapsed_ms, as_json=True)
         picture = _picture(made)
         return wire.json_text(
             {
@@ -353,6 +372,14 @@ class Legacy:
 
     # Frames
 
+    async def _make_counted(
+        self, client: _Client, request: FrameRequest, elapsed_ms: Callable[[], float], *, as_json: bool
+    ) -> OptimizedInferenceResponse:
+        try:
+            return await self._make(client, request)
+        finally:
+            self._counts.add(elapsed_ms(), as_json=as_json)
+
     async def _make(self, client: _Client, request: FrameRequest) -> OptimizedInferenceResponse:
         """The frame that a request means. Raises InvalidRequestError and the like, or _Failed with its error's text."""
         model = await self._model(client, request.model_name)
@@ -367,19 +394,24 @@ class Legacy:
         return made
 
     async def _model(self, client: _Client, name: str) -> ModelInfo:
-        """The model of this name, or the first that was loaded. Raises ModelNotFoundError if there is none."""
+        """The model of this name, or the first that was loaded.
+
+        Raises ModelNotFoundError if there is none, and _Failed if it cannot be told just now whether there is one.
+        """
         with contextlib.suppress(ModelNotFoundError):
             return self._backend.model(name)
-        if name and name != client.unknown:
+        if 0 < len(name) <= MAX_NAME_LENGTH and name != client.unknown:
             # a package may be loaded on demand, which asking for its first frame does
             probed = await self._service.stream_frame(OptimizedInferenceRequest(model_name=name))
-            if probed.error_code == FrameErrorCode.MODEL_NOT_FOUND:
-                client.unknown = name
             with contextlib.suppress(ModelNotFoundError):
                 return self._backend.model(name)
+            if probed.error_code == FrameErrorCode.MODEL_NOT_FOUND:
+                client.unknown = name
+            elif not probed.success:  # overload, say: another's face would be wrong
+                raise _Failed(probed.error)
         first = next(iter(self._backend.models()), None)
         if first is None:
-            raise ModelNotFoundError(name, [])
+            raise ModelNotFoundError(name[:MAX_NAME_LENGTH])
         return first
 
     async def _with_audio(self, model: ModelInfo, frame_id: int, audio: bytes) -> OptimizedInferenceResponse:
@@ -432,6 +464,13 @@ def later_showing(frame_id: int, frame_count: int) -> int:
 def _picture(made: OptimizedInferenceResponse) -> Picture:
     x, y, width, height = made.bounds
     return Picture(made.prediction_data, (x, y, x + width, y + height))
+
+
+def _close_code(error: LipsyncError) -> int:
+    """With which a connection ends that its call fails with."""
+    if isinstance(error, EngineClosedError):
+        return LEAVING
+    return OVERLOADED if isinstance(error, OverloadedError) else BROKEN
 
 
 def _text_of(error: Exception) -> str:

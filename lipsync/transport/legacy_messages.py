@@ -80,11 +80,18 @@ def _name(data: bytes) -> str:
         raise InvalidRequestError("the model's name is no text in UTF-8") from None
 
 
+def is_first_version(data: bytes) -> bool:
+    """Whether a binary request has the length of the proxy's first version.
+
+    Then it is none of the other: there the first byte is the lowest of the name's length, which is at least that
+    much, so that a message has 12 bytes and that many or more, where the first version has 5 and that many.
+    """
+    return bool(data) and len(data) == FIRST_VERSION_BYTES + data[0]
+
+
 def read_binary(data: bytes, *, proxy: bool = False) -> FrameRequest:
     """A binary request. `proxy`: its first version is understood, too. Raises InvalidRequestError."""
-    # Of both versions the first byte is (the low byte of) the name's length, which is under 256 here or nobody's name.
-    # With the same name, one message is 7 bytes longer than the other, or more: no message is both.
-    if proxy and data and len(data) == FIRST_VERSION_BYTES + data[0]:
+    if proxy and is_first_version(data):
         return FrameRequest(_name(data[1:-4]), _U32.unpack(data[-4:])[0], bare=True)
     if len(data) < SECOND_VERSION_BYTES:
         raise InvalidRequestError(f"a request of {len(data)} bytes; expected at least {SECOND_VERSION_BYTES}")

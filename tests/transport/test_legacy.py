@@ -7,18 +7,23 @@ import base64
 import json
 import struct
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
+from grpclib import Status
 from websockets.asyncio.client import ClientConnection, connect
 
 from lipsync.config import ServerConfig
 from lipsync.engine.engine import Engine
 from lipsync.errors import InvalidRequestError, OverloadedError
+from lipsync.transport.calls import Call, Calls, NoObserver
 from lipsync.transport.legacy import Legacy
+from lipsync.transport.limits import Inflight
 from lipsync.transport.server import Server
-from lipsync.types import Output, SampleEncoding, SpeechOptions
+from lipsync.transport.service import Service
+from lipsync.transport.web_connection import WebConnection
+from lipsync.types import Frame, Output, SampleEncoding, SpeechOptions
 from tests.packages import make_package
 from tests.transport.conftest import client_of
 from tests.transport.fake_backend import FRAME_COUNT, FakeBackend, picture
@@ -105,6 +110,62 @@ async def test_a_name_that_is_not_known_means_the_first_model() -> None:
         assert answer["model_name"] == "zoe"
         backend.names.clear()
         assert (await client.binary("zoe", 3))[0] == 0
+
+
+@pytest.mark.parametrize("is_refused", [False, True])
+async def test_a_name_whose_package_is_loaded_on_demand(is_refused: bool) -> None:
+    backend = FakeBackend("anna")
+    make = backend.frame
+
+    async def frame(model_name: str, frame_id: int, **options: Any) -> Frame:
+        if is_refused:
+            raise OverloadedError("there is no room for it", retry_after_ms=50)
+        backend.names.setdefault(model_name, "")
+        return await make(model_name, frame_id, **options)
+
+    backend.frame = frame  # type: ignore[method-assign]
+    async with serving_web(backend) as server, OldClient(server) as client:
+        answer = await client.binary("late", 3)
+        assert answer[:2] == ((0, "there is no room for it") if is_refused else (3, face("late", 3)))
+
+
+async def test_a_long_name_is_not_repeated() -> None:
+    backend = FakeBackend()
+    backend.names.clear()
+    async with serving_web(backend) as server, OldClient(server) as client:
+        kind, text = await client.binary("n" * 100_000, 1)
+        assert kind == 0 and "n" * 64 in text and "n" * 65 not in text
+
+
+async def test_what_is_in_work_is_in_the_count_of_bytes(backend: FakeBackend) -> None:
+    backend.gate = asyncio.Event()
+    async with serving_web(backend) as server, OldClient(server) as client:
+        assert server._grpc is not None
+        inflight = server._grpc.inflight
+        for frame_id in range(4):
+            await client.send_binary("n" * 500_000, frame_id)
+        await until(lambda: backend.in_flight == 4)
+        assert inflight.n_bytes > 2_000_000 and inflight.n_calls == 1
+        backend.gate.set()
+        for frame_id in range(4):
+            assert parse(await client.receive())[0] == frame_id
+        await until(lambda: inflight.n_bytes < 10_000)
+
+
+async def test_a_client_that_leaves_is_no_fault_of_the_server(backend: FakeBackend) -> None:
+    ends: list[Status] = []
+
+    class Ends(NoObserver):
+        def call_ended(self, call: Call, status: Status, elapsed_s: float) -> None:
+            ends.append(status)
+
+    backend.gate = asyncio.Event()
+    async with serving_web(backend, Ends()) as server:
+        async with OldClient(server) as client:
+            await client.send_binary("anna", 1)
+            await until(lambda: backend.in_flight == 1)
+        await until(lambda: ends == [Status.CANCELLED])
+        assert backend.in_flight == 0
 
 
 async def test_answers_come_in_order(backend: FakeBackend) -> None:
@@ -208,6 +269,7 @@ async def test_what_a_frame_fails_with(backend: FakeBackend) -> None:
         assert kind == 0 and "secret" not in text and "reference" in text
         answer = await client.json(model_name="anna", frame_id=3)
         assert answer["error"] == "no such thing"
+        assert (await client.json(type="get_stats"))["total_requests"] == 3
 
 
 async def test_control(backend: FakeBackend) -> None:
@@ -233,10 +295,56 @@ async def test_control(backend: FakeBackend) -> None:
 async def test_counts_come_by_themselves(backend: FakeBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Legacy.__init__, "__kwdefaults__", {"stats_s": 0.05})
     async with serving_web(backend) as server, OldClient(server) as one, OldClient(server) as other:
-        await one.send_binary("anna", 1)
-        assert parse(await one.receive())[0] == 1
-        for client in (one, other):
-            assert (await client.receive())["total_requests"] == 1
+        async with OldClient(server, "/ws") as proxied:
+            await one.send_binary("anna", 1)
+            assert parse(await one.receive())[0] == 1
+            for client in (one, other, one, other):
+                counts = await client.receive()
+                assert (counts["type"], counts["total_requests"], counts["connected_clients"]) == ("stats", 1, 3)
+            assert (await proxied.json(type="list_models"))["type"] == "model_list", "the proxy's clients are not told"
+
+
+class InMemory:
+    """Fits WebConnection. `takes`: while it is not set, nothing is sent."""
+
+    peer, request_id, metadata = "127.0.0.1:1", "made-up", dict[str, str]()
+
+    def __init__(self, inflight: Inflight) -> None:
+        self.inflight = inflight
+        self.asked: asyncio.Queue[str | None] = asyncio.Queue()
+        self.takes = asyncio.Event()
+        self.sent: list[Any] = []
+        self.n_waiting = 0
+
+    def admit(self, path: str) -> str:
+        return ""
+
+    async def receive(self) -> str | None:
+        return await self.asked.get()
+
+    async def send(self, message: str) -> None:
+        self.n_waiting += 1
+        await self.takes.wait()
+        self.n_waiting -= 1
+        self.sent.append(json.loads(message))
+
+
+async def test_a_slow_client_holds_up_nobodys_counts(backend: FakeBackend) -> None:
+    config, inflight = ServerConfig(port=0), Inflight(10**9)
+    calls = Calls(config)
+    legacy = Legacy(Service(backend, config, calls), backend, calls, config, inflight, stats_s=0.01)
+    slow, quick = InMemory(inflight), InMemory(inflight)
+    serving = [asyncio.create_task(legacy.serve(cast(WebConnection, client), proxy=False)) for client in (slow, quick)]
+    quick.takes.set()
+    quick.asked.put_nowait(json.dumps({"model_name": "anna", "frame_id": 1}))
+    await until(lambda: len(quick.sent) >= 5)
+    assert [message.get("type") for message in quick.sent] == [None] + ["stats"] * (len(quick.sent) - 1)
+    assert slow.n_waiting == 1, "it is not told again before it has read"
+    await legacy.close()
+    for client in (slow, quick):
+        client.asked.put_nowait(None)
+    await asyncio.gather(*serving)
+    assert inflight.n_bytes == inflight.n_calls == 0
 
 
 async def test_the_proxys_binary_requests(backend: FakeBackend) -> None:
@@ -247,6 +355,8 @@ async def test_the_proxys_binary_requests(backend: FakeBackend) -> None:
         backend.faults[7] = InvalidRequestError("no such thing")
         await client.send(b"\x04bert" + struct.pack("<I", 7))
         assert await client.receive() == {"type": "error", "error": "no such thing"}
+        await client.send(b"\x01\xff" + struct.pack("<I", 7))
+        assert await client.receive() == {"type": "error", "error": "the model's name is no text in UTF-8"}
 
 
 async def test_the_proxys_json(backend: FakeBackend) -> None:

@@ -15,14 +15,18 @@ from lipsync.transport import legacy_messages as wire
 from lipsync.transport.legacy import FRAMES_HEARD, later_showing
 from lipsync.transport.legacy_messages import FrameRequest, Picture
 
-NAMES = st.text(max_size=60).filter(lambda name: len(name.encode(errors="replace")) < 256 and "\ud800" not in name)
 NUMBERS = st.integers(0, wire.U32_MAX)
 AUDIO = bytes(range(256)) * 120
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=6,
+)
 
 
 @st.composite
 def requests(draw: st.DrawFn) -> FrameRequest:
-    name = draw(st.text(st.characters(exclude_categories=["Cs"]), max_size=60))
+    name = draw(st.text(st.characters(exclude_categories=["Cs"]), max_size=60))  # 240 bytes, at most
     if draw(st.booleans()):
         return FrameRequest(name, draw(NUMBERS), bare=True)
     return FrameRequest(name, draw(NUMBERS), draw(st.sampled_from([b"", AUDIO])))
@@ -43,8 +47,6 @@ def test_a_request_byte_by_byte() -> None:
 
 @given(requests())
 def test_what_is_written_is_read(request: FrameRequest) -> None:
-    if request.bare and len(request.model_name.encode()) > 255:
-        return
     assert wire.read_binary(wire.write_binary(request), proxy=True) == request
     if not request.bare:
         assert wire.read_binary(wire.write_binary(request)) == request
@@ -139,18 +141,30 @@ def test_json_that_asks_for_a_frame() -> None:
     assert wire.frame_request({"frame_id": 7, "audio_override": ""}) == FrameRequest("", 7)
 
 
-@given(
-    st.recursive(
-        st.none() | st.booleans() | st.floats() | st.text(),
-        lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
-    )
-)
-def test_no_json_is_more_than_refused(value: object) -> None:
+@given(st.fixed_dictionaries({}, optional=dict.fromkeys(("model_name", "frame_id", "audio_override", "type"), VALUES)))
+def test_no_json_is_more_than_refused(asked: dict[str, object]) -> None:
     try:
-        message = wire.read_json(json.dumps(value))
-        wire.frame_request(message)
+        request = wire.frame_request(wire.read_json(json.dumps(asked)))
+    except InvalidRequestError:
+        return
+    assert 0 <= request.frame_id <= wire.U32_MAX and len(request.audio) in (0, wire.AUDIO_BYTES)
+    request.model_name.encode()
+
+
+@given(st.text(max_size=100) | VALUES.map(json.dumps))
+def test_no_text_is_more_than_refused(text: str) -> None:
+    try:
+        assert isinstance(wire.read_json(text), dict)
     except InvalidRequestError:
         pass
+
+
+@given(st.binary(max_size=255), st.binary(min_size=4, max_size=4))
+def test_no_bytes_are_of_both_versions(name: bytes, number: bytes) -> None:
+    data = bytes([len(name)]) + name + number
+    assert wire.is_first_version(data)
+    with pytest.raises(InvalidRequestError):
+        wire.read_binary(data)
 
 
 @given(st.integers(1, 3000), st.data())

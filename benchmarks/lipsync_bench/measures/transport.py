@@ -1,38 +1,62 @@
-"""The transport alone: 100 KB answers from servers without an engine, each with its own maker's client, in turn."""
+"""The transport alone: 100 KB answers from servers without an engine. gRPC's, each with its own maker's client, and
+WebSockets, in turn.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from itertools import count
-from typing import Any, Protocol
+from typing import Any
 
 from lipsync.transport.client import Client
+from lipsync.types import Output
+from lipsync_bench.asking import NEW_PROTOCOLS, OLD_PROTOCOLS, WEB_NEEDS, NewAsking, OldAsking, Target, web_asking_of
 from lipsync_bench.bench import Bench
 from lipsync_bench.calls import stream
+from lipsync_bench.machine import importable
 from lipsync_bench.servers import Served, running
-from lipsync_bench.transport_server import MODEL
+from lipsync_bench.transport_server import FRAME_COUNT, MODEL
 
 TRANSPORT = "transport alone"
 GRPCLIB, GRPCIO = "grpclib", "grpcio"
 CALLERS = 16
+ON_THEIR_WAY = 8
+"""Requests of a stream through a WebSocket; gRPC's clients ask ahead by themselves."""
 ROUNDS = 3
 
 
-class Caller(Protocol):
+class Caller(ABC):
     """One connection to a server."""
 
+    @abstractmethod
     async def frame(self) -> int:
         """One call; the bytes of its picture."""
 
+    @abstractmethod
     def stream(self) -> AsyncGenerator[int, None]:
         """A stream without an end; the bytes of each picture."""
 
+    async def many(self, seconds: float) -> float:
+        """Calls a second, CALLERS of them at a time."""
+        start = time.perf_counter()
 
-class GrpclibCaller:
+        async def one() -> int:
+            n_calls = 0
+            while time.perf_counter() - start < seconds:
+                await self.frame()
+                n_calls += 1
+            return n_calls
+
+        n_calls = sum(await asyncio.gather(*(one() for _ in range(CALLERS))))
+        return n_calls / (time.perf_counter() - start)
+
+
+class GrpclibCaller(Caller):
     """By lipsync's client."""
 
     def __init__(self, client: Client) -> None:
@@ -47,7 +71,7 @@ class GrpclibCaller:
                 yield len(frame.jpeg)
 
 
-class GrpcioCaller:
+class GrpcioCaller(Caller):
     """By grpcio's asyncio stub."""
 
     def __init__(self, stub: Any, request: Callable[..., Any]) -> None:
@@ -69,11 +93,35 @@ class GrpcioCaller:
             call.cancel()
 
 
+class WebCaller(Caller):
+    """By `websockets`."""
+
+    def __init__(self, asking: OldAsking | NewAsking) -> None:
+        self._asking = asking
+
+    async def frame(self) -> int:
+        return len(await self._asking.frame(1))
+
+    async def stream(self) -> AsyncGenerator[int, None]:
+        async with aclosing(self._asking.stream(ON_THEIR_WAY)) as pictures:
+            async for picture in pictures:
+                yield len(picture)
+
+    async def many(self, seconds: float) -> float:
+        asking = self._asking
+        calls = asking.calls(CALLERS) if isinstance(asking, NewAsking) else asking.stream(CALLERS)
+        return await _rate(calls, seconds)
+
+
 @asynccontextmanager
-async def _caller(bench: Bench, served: Served) -> AsyncIterator[Caller]:
-    if served.subject == GRPCLIB:
+async def _caller(bench: Bench, subject: str, served: Served) -> AsyncIterator[Caller]:
+    if subject == GRPCLIB:
         async with Client(served.address) as client:
             yield GrpclibCaller(client)
+        return
+    if subject != GRPCIO:
+        async with web_asking_of(served, subject, Target(MODEL, FRAME_COUNT, Output.WHOLE_FRAME)) as asking:
+            yield WebCaller(asking)
         return
     import grpc.aio
 
@@ -93,44 +141,42 @@ async def measure_transport(bench: Bench) -> None:
         commands[GRPCIO] = [*command, GRPCIO, str(bench.servers.stubs)]
     seconds = bench.plan.transport_s / ROUNDS
     async with AsyncExitStack() as stack:
-        servers = [await stack.enter_async_context(running(name, command)) for name, command in commands.items()]
+        servers = {name: await stack.enter_async_context(running(name, each)) for name, each in commands.items()}
+        if bench.plan.web and importable(*WEB_NEEDS):
+            web = await stack.enter_async_context(running("WebSocket", [*command, "web"]))
+            servers |= dict.fromkeys((*OLD_PROTOCOLS, *NEW_PROTOCOLS), web)
         ways = (_one_by_one, _many, _stream)
-        rounds = [(way, served) for way in ways for _ in range(ROUNDS) for served in servers]
-        for way, served in bench.steps("transport", rounds):
-            async with _caller(bench, served) as caller:
+        rounds = [(way, subject) for way in ways for _ in range(ROUNDS) for subject in servers]
+        for way, subject in bench.steps("transport", rounds):
+            async with _caller(bench, subject, servers[subject]) as caller:
                 await caller.frame()
-                await way(bench, served, caller, seconds)
+                await way(bench, subject, caller, seconds)
 
 
-async def _one_by_one(bench: Bench, served: Served, caller: Caller, seconds: float) -> None:
+async def _one_by_one(bench: Bench, subject: str, caller: Caller, seconds: float) -> None:
     end = time.perf_counter() + seconds
     took_ms = []
     while (start := time.perf_counter()) < end:
         await caller.frame()
         took_ms.append((time.perf_counter() - start) * 1000)
-    bench.results.add(TRANSPORT, served.subject, "one call", "ms", took_ms)
+    bench.results.add(TRANSPORT, subject, "one call", "ms", took_ms)
 
 
-async def _many(bench: Bench, served: Served, caller: Caller, seconds: float) -> None:
-    start = time.perf_counter()
-
-    async def one() -> int:
-        n_calls = 0
-        while time.perf_counter() - start < seconds:
-            await caller.frame()
-            n_calls += 1
-        return n_calls
-
-    n_calls = sum(await asyncio.gather(*(one() for _ in range(CALLERS))))
-    rate = n_calls / (time.perf_counter() - start)
-    bench.results.add(TRANSPORT, served.subject, f"calls, {CALLERS} at a time", "calls/s", [rate])
+async def _many(bench: Bench, subject: str, caller: Caller, seconds: float) -> None:
+    rate = await caller.many(seconds)
+    bench.results.add(TRANSPORT, subject, f"calls, {CALLERS} at a time", "calls/s", [rate])
 
 
-async def _stream(bench: Bench, served: Served, caller: Caller, seconds: float) -> None:
-    start, n_frames = time.perf_counter(), 0
-    async with aclosing(caller.stream()) as sizes:
-        async for _ in sizes:
-            n_frames += 1
+async def _stream(bench: Bench, subject: str, caller: Caller, seconds: float) -> None:
+    bench.results.add(TRANSPORT, subject, "one stream", "frames/s", [await _rate(caller.stream(), seconds)])
+
+
+async def _rate(pictures: AsyncGenerator[Any, None], seconds: float) -> float:
+    """Pictures a second, for so long; they are closed then."""
+    start, n_pictures = time.perf_counter(), 0
+    async with aclosing(pictures):
+        async for _ in pictures:
+            n_pictures += 1
             if time.perf_counter() - start >= seconds:
                 break
-    bench.results.add(TRANSPORT, served.subject, "one stream", "frames/s", [n_frames / (time.perf_counter() - start)])
+        return n_pictures / (time.perf_counter() - start)
