@@ -15,7 +15,12 @@ STOP_S = 30
 
 
 class ServerProcess:
-    """`python -m lipsync serve` with these arguments; entered when it listens, killed if it is still there on exit."""
+    """`python -m lipsync serve` with these arguments; entered when it listens, killed if it is still there on exit.
+
+    Attributes:
+        address: of gRPC, host:port.
+        web_url: of the page; empty without `--http`.
+    """
 
     def __init__(self, *arguments: str, **variables: str) -> None:
         self._command = [sys.executable, "-m", "lipsync", "serve", "--no-metrics", *arguments]
@@ -23,6 +28,7 @@ class ServerProcess:
         self._lines: queue.Queue[str | None] = queue.Queue()
         self.output = ""
         self.address = ""
+        self.web_url = ""
 
     def __enter__(self) -> ServerProcess:
         self._process = subprocess.Popen(
@@ -34,6 +40,8 @@ class ServerProcess:
             line = self._lines.get(timeout=START_S)
             if line is None:
                 raise AssertionError(f"the server ended before it listened:\n{self.output}")
+            if line.startswith("page at ") and not self.web_url:
+                self.web_url = line.split()[2]
             if line.startswith("listening on "):
                 self.address = line.split()[2]
         return self
