@@ -127,9 +127,6 @@ export class Player {
     if (position === null) {
       return;
     }
-    if (this.shown?.generation === this.generation) {
-      this.errors.push([performance.now(), (outside(position, this.shown) / RATE_HZ) * 1000]);
-    }
     this.sweep(position);
     const next = this.waiting[0];
     if (next !== undefined && next.first_sample <= position && next.bitmap !== null) {
@@ -138,6 +135,9 @@ export class Player {
       this.drawnAt.push(performance.now());
       this.leave(next);
       this.decodeAhead();
+    }
+    if (this.shown?.generation === this.generation) {
+      this.errors.push([performance.now(), (outside(position, this.shown) / RATE_HZ) * 1000]);
     }
   }
 

@@ -4,7 +4,8 @@ import { RATE_HZ } from "./pcm.js";
 
 const START_FRAMES = 5; // that are there before the sound starts
 const RESUME_FRAMES = 10; // the same before it goes on: who was late will be so again
-const PATIENCE_S = 0.5; // without any frame that comes in time; then the sound waits
+const PATIENCE_S = 0.5; // without any more frames; then those that are there are enough
+const DRY_S = 0.12; // without any frame that comes in time; then the sound waits for the picture
 
 /** Of a recording: it starts when a few frames are there, and waits when none come. */
 export class Timeline {
@@ -55,7 +56,7 @@ export class Timeline {
       }
       return;
     }
-    const isDry = waiting.length === 0 && this.sound.now - this.arrivedAt > PATIENCE_S;
+    const isDry = waiting.length === 0 && this.sound.now - this.arrivedAt > DRY_S;
     if (isDry && !this.isComplete) {
       this.place = this.at;
       this.zero = null;
