@@ -10,6 +10,8 @@ from lipsync_bench.results import Results
 from lipsync_bench.tables import TextTable, measure_tables, number, old_server_table, ratio_table
 
 PAGE, CHARTS_FOLDER = "performance.md", "performance"
+WEB_PAGE = "performance-websocket.md"
+"""Of a run that measured WebSockets alone."""
 HEAD = """\
 # Performance
 
@@ -25,8 +27,9 @@ def write_report(results: Results, docs: Path) -> Path:
 
     Raises ModuleNotFoundError without pygal.
     """
-    charts = write_charts(results, docs / CHARTS_FOLDER)
-    parts = [HEAD, _machine(results), _markdown(ratio_table(results))]
+    only_web = bool(results.settings.get("only_web"))
+    charts = [] if only_web else write_charts(results, docs / CHARTS_FOLDER)
+    parts = [HEAD, _machine(results), *([] if only_web else [_markdown(ratio_table(results))])]
     if charts:
         parts.append("## In pictures\n\n" + "\n\n".join(f"![{_alt(name)}]({CHARTS_FOLDER}/{name})" for name in charts))
     old_servers = old_server_table(results)
@@ -38,7 +41,7 @@ def write_report(results: Results, docs: Path) -> Path:
         "takes under a minute, for the ratios alone, and `lipsync bench --websocket` a few, for WebSockets beside "
         "gRPC. `lipsync bench --report bench/results.json --docs docs` writes this page."
     )
-    page = docs / PAGE
+    page = docs / (WEB_PAGE if only_web else PAGE)
     page.write_text("\n\n".join(part.strip() for part in parts) + "\n", encoding="utf-8")
     return page
 

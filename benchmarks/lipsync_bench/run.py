@@ -43,6 +43,7 @@ def run(packages: BenchPackages, *, plan: Plan, device: torch.device, on_progres
     results = Results(machine=describe(device))
     results.settings = {
         "quick": plan.quick,
+        "only_web": plan.only_web,
         "strict_seconds": plan.strict_s,
         "frames": packages.frame_counts[FULL],
         "network_width": packages.width_factor,

@@ -65,6 +65,14 @@ def test_every_measure_is_shown(results: Results) -> None:
     assert all(len(row) == len(table.head) for table in tables for row in table.rows)
 
 
+def test_websockets_alone_have_a_page_of_their_own(results: Results, tmp_path: Path) -> None:
+    results.settings["only_web"] = True
+    page = write_report(results, tmp_path)
+    assert page.name == "performance-websocket.md" and list(tmp_path.iterdir()) == [page]
+    text = page.read_text("utf-8")
+    assert "| single_frame |" not in text and "a processor" in text and "## single call" in text.lower()
+
+
 def test_the_page_and_its_charts(results: Results, tmp_path: Path) -> None:
     stale = tmp_path / "performance" / "engine.svg"
     stale.parent.mkdir()
