@@ -15,6 +15,7 @@ from lipsync_bench.results import Results
 from lipsync_bench.run import run
 from lipsync_bench.tables import TextTable, measure_tables, old_server_table, ratio_table
 
+from lipsync.cli.stopping import result_of
 from lipsync.cli.terminal import add_row, console, make_table, progress_bars
 from lipsync.engine.runtime import resolve_device
 
@@ -29,7 +30,7 @@ def build_packages(folder: Path | None) -> BenchPackages:
     stop = threading.Event()
     with progress_bars("packages:") as on_progress, ThreadPoolExecutor(1, "lipsync-build") as builder:
         try:
-            return builder.submit(make_packages, folder or default_folder(), on_progress, stop=stop).result()
+            return result_of(builder.submit(make_packages, folder or default_folder(), on_progress, stop=stop))
         except BaseException:
             stop.set()
             raise

@@ -13,7 +13,7 @@ from typing import TypeVar
 from rich.text import Text
 
 from lipsync.cli.inspect import inspect_package
-from lipsync.cli.stopping import Terminated, Termination
+from lipsync.cli.stopping import Terminated, Termination, result_of
 from lipsync.cli.terminal import OnProgress, add_row, console, error_console, make_table, progress_bars
 from lipsync.making.build import BuildStopped, Built, SourceRefused, build_package, preflight
 from lipsync.making.draft import draft_folder
@@ -105,7 +105,7 @@ def _in_thread(work: Callable[[OnProgress], T], termination: Termination, target
     try:
         with progress_bars("package:") as on_progress, ThreadPoolExecutor(1, "lipsync-build") as builder:
             try:
-                return builder.submit(work, on_progress).result()
+                return result_of(builder.submit(work, on_progress))
             except BaseException:
                 termination.stop.set()
                 raise

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw
 
 from lipsync.cli.check import check_server
-from lipsync.cli.stopping import Terminated, Termination
+from lipsync.cli.stopping import Terminated, Termination, result_of
 from lipsync.cli.terminal import console, progress_bars
 from lipsync.demo.build import BuildStopped, build_demo_package
 from lipsync.demo.measure import mouth_opening
@@ -64,7 +64,7 @@ def build_package(folder: Path | None, termination: Termination) -> Path:
     """
     with progress_bars("demo package:") as on_progress, ThreadPoolExecutor(1, "lipsync-build") as builder:
         try:
-            return builder.submit(build_demo_package, folder, on_progress, stop=termination.stop).result()
+            return result_of(builder.submit(build_demo_package, folder, on_progress, stop=termination.stop))
         except BuildStopped:
             raise Terminated from None
         except BaseException:

@@ -11,7 +11,25 @@ import contextlib
 import signal
 import threading
 from collections.abc import Iterator
-from typing import Any
+from concurrent.futures import Future, wait
+from typing import Any, TypeVar
+
+LOOK_S = 0.2
+"""How often the main thread looks around while it waits for another."""
+
+T = TypeVar("T")
+
+
+def result_of(future: Future[T]) -> T:
+    """What another thread makes. Main thread only.
+
+    Signals are dealt with meanwhile, all of them: where the system gives one to another thread, a main thread that only
+    waits does not notice.
+    """
+    while True:
+        done, _ = wait([future], timeout=LOOK_S)
+        if done:
+            return future.result()
 
 
 class Terminated(Exception):

@@ -117,7 +117,10 @@ def build_demo_package(
     draft = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
         (draft / DRAFT_MARK).touch()
-        _build(draft, version, progress or _no_progress, stop or threading.Event())
+        stop = stop or threading.Event()
+        _build(draft, version, progress or _no_progress, stop)
+        if stop.is_set():  # while the last of it was written
+            raise BuildStopped
         draft.chmod(0o755)  # mkdtemp made it private
         (draft / DRAFT_MARK).unlink()
         if _built_version(target) == version:  # another process was quicker

@@ -10,12 +10,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from lipsync.cli.serve import find_packages, run_server
-from lipsync.cli.stopping import Terminated, Termination
+from lipsync.cli.stopping import Terminated, Termination, result_of
 from lipsync.config import EngineConfig, ServerConfig
 from lipsync.demo.build import BuildStopped
 from lipsync.engine.engine import Engine
@@ -143,3 +144,19 @@ def test_another_cancellation_is_none_of_its() -> None:
 
     with pytest.raises(asyncio.CancelledError):
         asyncio.run(cancelled())
+
+
+def test_a_signal_that_another_thread_got_is_dealt_with_all_the_same() -> None:
+    """The system may give it to any of them; its handler runs in the main thread, which waits."""
+    came = threading.Event()
+    before = signal.signal(signal.SIGUSR1, lambda number, frame: came.set())
+
+    def work() -> bool:
+        signal.pthread_kill(threading.get_ident(), signal.SIGUSR1)
+        return came.wait(TIMEOUT_S)
+
+    try:
+        with ThreadPoolExecutor(1) as worker:
+            assert result_of(worker.submit(work))
+    finally:
+        signal.signal(signal.SIGUSR1, before)
