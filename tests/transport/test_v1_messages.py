@@ -32,7 +32,7 @@ from lipsync.errors import (
     ProtocolError,
 )
 from lipsync.transport import v1_messages as wire
-from lipsync.transport.codec import MAX_REPEATED
+from lipsync.transport.codec import MAX_REPEATED, contract
 from lipsync.transport.service import Service
 from lipsync.transport.v1_messages import METHOD_TAGS, Envelope, Tag, UnknownMethodError
 
@@ -279,3 +279,9 @@ def test_missed(call: int, count: int) -> None:
     envelope = wire.missed(call, count)
     assert WebMissed().parse(envelope.body).count == count
     assert json.loads(wire.to_json(envelope)) == {"call": call, "missed": {"count": count}}
+
+
+def test_every_method_of_the_contract_has_a_tag() -> None:
+    assert {each.name for file in contract().file for service in file.service for each in service.method} == set(
+        METHOD_TAGS.values()
+    )
