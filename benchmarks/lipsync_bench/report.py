@@ -29,7 +29,7 @@ def write_report(results: Results, docs: Path) -> Path:
     """
     only_web = bool(results.settings.get("only_web"))
     charts = [] if only_web else write_charts(results, docs / CHARTS_FOLDER)
-    parts = [HEAD, _machine(results), *([] if only_web else [_markdown(ratio_table(results))])]
+    parts = [HEAD, _machine(results), _markdown(ratio_table(results, measured_alone=only_web))]
     if charts:
         parts.append("## In pictures\n\n" + "\n\n".join(f"![{_alt(name)}]({CHARTS_FOLDER}/{name})" for name in charts))
     old_servers = old_server_table(results)

@@ -92,11 +92,13 @@ def cell(series: Series | None) -> str:
     return f"{number(series.median)} ({number(min(series.samples))} to {number(max(series.samples))})"
 
 
-def ratio_table(results: Results) -> TextTable:
-    """The figures that are held against goals."""
+def ratio_table(results: Results, *, measured_alone: bool = False) -> TextTable:
+    """The figures that are held against goals; `measured_alone` leaves the others out."""
     rows = []
     for name, goal in GOALS.items():
         value = results.ratios.get(name)
+        if value is None and measured_alone:
+            continue
         shown = "not measured" if value is None else f"{number(value)} {goal.unit}"
         reached = "" if value is None else ("yes" if goal.reached(value) else "no")
         rows.append((name, goal.meaning, shown, goal.wanted, reached))
