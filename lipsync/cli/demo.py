@@ -104,7 +104,11 @@ async def _run_demo(out: Path, package: Path) -> bool:
         f"{np.corrcoef(received.openings, drawn)[0, 1]:.3f}",
         soft_wrap=True,
     )
-    console.print("to see it speak in a browser: lipsync demo --web (in a checkout: .venv/bin/lipsync)", markup=False)
+    console.print(
+        "to see it speak in a browser: lipsync demo --web (in a checkout: .venv/bin/lipsync demo --web)",
+        markup=False,
+        soft_wrap=True,
+    )
     return healthy
 
 
