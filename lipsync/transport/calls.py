@@ -44,6 +44,7 @@ REFUSALS = (
     "slow_reader",
     "origin",
     "inflight",
+    "message_timeout",
 )
 """Why something was turned away, or a connection closed, before or beside a call: an `Observer` is told."""
 

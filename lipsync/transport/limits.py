@@ -141,6 +141,17 @@ class Share:
         self._arrived = self._frames = 0
         self._count()
 
+    def skipped(self, n_bytes: int) -> None:
+        """So many of it were no part of a message."""
+        self._arrived = max(0, self._arrived - n_bytes)
+        self._frames = max(0, self._frames - 1)
+        self._count()
+
+    @property
+    def has_arrived(self) -> bool:
+        """Whether something has come in that is not dealt with."""
+        return self._arrived > 0
+
     def announced(self, n_bytes: int) -> bool:
         """The next message will have so many. False if that is too much."""
         self._announced = n_bytes

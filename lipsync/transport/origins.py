@@ -54,7 +54,11 @@ class Origins:
             return True
         if origin == FROM_DISK:
             return old and not self.allowed
-        page, server = urlsplit(origin), _split(host)
+        try:
+            page = urlsplit(origin)
+        except ValueError:
+            return False
+        server = _split(host)
         if page.hostname is None or page.hostname != server.hostname:
             return False
         return (old and not self.allowed) or _port(page) == (server.port or DEFAULT_PORTS.get(page.scheme))

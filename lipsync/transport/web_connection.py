@@ -16,6 +16,8 @@ CLOSE_S = 1.0
 """How long a client may take to answer a goodbye."""
 MAX_REASON_BYTES = 123
 """Of a close frame (RFC 6455, 5.5)."""
+CONTROL_BYTES = 6
+"""Of a client's ping or pong, beside what is in it."""
 CONTROL_BURST, CONTROL_PER_S = 100, 20
 """Pings and pongs that a client may send."""
 
@@ -41,6 +43,7 @@ class WebConnection:
         share: Share,
         admit: Callable[[str], str],
         send_timeout_s: float,
+        message_timeout_s: float,
         drop: Callable[[str], None],
     ) -> None:
         """
@@ -57,6 +60,7 @@ class WebConnection:
         self._share = share
         self._admit = admit
         self._send_s = send_timeout_s
+        self._message_s = message_timeout_s
         self._drop = drop
         self._sending = asyncio.Lock()  # one message at a time waits for room in the socket
         self._control = Allowance(CONTROL_BURST, CONTROL_PER_S)
@@ -70,15 +74,26 @@ class WebConnection:
 
     async def receive(self) -> bytes | str | None:
         """The next message; None once the client has closed, or is gone, or broke a rule of WebSocket."""
+        is_late = False
         while True:
             await asyncio.sleep(0)  # what has come in is read without a wait: others must have their turn
-            message = await self._socket.receive()
-            self._share.read_all()
+            try:
+                async with asyncio.timeout(self._message_s):
+                    message = await self._socket.receive()
+            except TimeoutError:
+                # part of a message is there, and was a while ago; pings may come between its parts
+                if is_late and self._share.has_arrived:
+                    self._drop("message_timeout")
+                    return None
+                is_late = self._share.has_arrived
+                continue
             match message.type:
                 case WSMsgType.BINARY | WSMsgType.TEXT:
+                    self._share.read_all()
                     data: bytes | str = message.data
                     return data
                 case WSMsgType.PING | WSMsgType.PONG:
+                    self._share.skipped(CONTROL_BYTES + len(message.data))
                     if not self._control.take():
                         self._drop("flood")
                         return None

@@ -61,6 +61,10 @@ LEAVING = 1001
 
 MAX_LINE_BYTES = 8190
 MAX_HEADERS = 64
+MAX_HEADERS_BYTES = 16 * 1024
+"""Of a request in all: a WebSocket keeps them."""
+KEY = re.compile(r"[A-Za-z0-9+/]{22}==")
+"""Of a handshake (RFC 6455, 4.1)."""
 NOT_SENT_BYTES = 128 * 1024
 """What the system may hold of answers that are not on the wire: a newer frame cannot replace what waits there."""
 TCP_NOTSENT_LOWAT = getattr(socket, "TCP_NOTSENT_LOWAT", 25)  # Linux's number; Python names it from 3.13 on
@@ -132,6 +136,7 @@ class WebProtocol(RequestHandler):
         made: Callable[[WebProtocol], bool],
         lost: Callable[[WebProtocol], None],
         refused: Callable[[str, str], None],
+        send_timeout_s: float,
         **options: Any,
     ) -> None:
         """
@@ -143,6 +148,11 @@ class WebProtocol(RequestHandler):
         self.inflight = inflight
         self.share: Share = inflight.share(calls=0)
         self._made, self._lost, self._refused = made, lost, refused
+        self._send_s = send_timeout_s
+        self._raw: asyncio.Transport | None = None  # aiohttp forgets its own before all is sent
+        self._unsent_bytes = 0
+        self._unsent_s: float | None = None  # since when nothing of these was taken
+        self._looking: asyncio.TimerHandle | None = None
         self._is_made = False
         self._early = b""
 
@@ -162,6 +172,10 @@ class WebProtocol(RequestHandler):
             with contextlib.suppress(OSError):
                 raw.setsockopt(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, NOT_SENT_BYTES)
         super().connection_made(transport)
+        self._raw = cast(asyncio.Transport, transport)
+        assert self._task_handler is not None
+        self._task_handler.add_done_callback(self._handled)
+        self._look()
         early, self._early = self._early, b""
         if early:
             self.data_received(early)
@@ -178,9 +192,34 @@ class WebProtocol(RequestHandler):
     def connection_lost(self, exc: BaseException | None) -> None:
         if self._is_made:
             self._is_made = False
+            if self._looking is not None:
+                self._looking.cancel()
             self.share.close()
             self._lost(self)
             super().connection_lost(exc)
+
+    def _handled(self, task: asyncio.Task[None]) -> None:
+        """aiohttp leaves the connection open when it fails by itself: on a URL that it cannot read, say."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.debug("a request could not be read", exc_info=error)
+            self.drop("malformed")
+
+    def _look(self) -> None:
+        """Whether the client still takes what is sent; aiohttp waits for it without end."""
+        assert self._raw is not None
+        now_s = self._loop.time()
+        unsent_bytes = self._raw.get_write_buffer_size()
+        if not unsent_bytes or unsent_bytes != self._unsent_bytes:
+            self._unsent_bytes, self._unsent_s = unsent_bytes, now_s
+        elif self._unsent_s is not None and now_s - self._unsent_s >= self._send_s:
+            self.drop("slow_reader")
+            return
+        self._looking = self._loop.call_later(min(5.0, self._send_s / 4), self._look)
+
+    async def drain(self) -> None:
+        """Until the client has taken nearly all that was sent. Raises DeadlineError if it does not."""
+        async with within(self._send_s, "the client took no answer"):
+            await self._drain_helper()
 
     def drop(self, reason: str) -> None:
         """End it now, for one of `calls.REFUSALS`."""
@@ -189,8 +228,8 @@ class WebProtocol(RequestHandler):
 
     def abort(self) -> None:
         """End it now, with whatever is unsent."""
-        if self.transport is not None:
-            self.transport.abort()
+        if self._raw is not None:
+            self._raw.abort()
 
     def log_exception(self, *args: Any, **options: Any) -> None:
         # of requests that are none: anybody can send these
@@ -231,7 +270,8 @@ class WebServer:
         self._observer = observer
         self._is_full = is_full
         # a name cannot be had that the certificate does not bear, and a stranger has no token
-        self._origins = Origins(config.http_origins, any_name=bool(config.tls_cert or config.tokens))
+        self._origins = Origins(config.http_origins, any_name=bool(config.tls_cert or config.tokens or config.insecure))
+        self._recordings = inflight.part(config)  # those who download them slowly leave room for frames
         self._legacy = Legacy(service, backend, calls, config, inflight)
         self._v1 = V1(service, calls, config, inflight=inflight, observer=observer)
         self._files: Mapping[str, PageFile] = {}
@@ -298,6 +338,7 @@ class WebServer:
             made=self._made,
             lost=self._lost,
             refused=self._observer.refused,
+            send_timeout_s=self._config.send_timeout_s,
             # the first request must be there by then, and each of the next
             keepalive_timeout=self._config.handshake_timeout_s,
             lingering_time=0,
@@ -360,6 +401,11 @@ class WebServer:
             return await _send(request, HTTPStatus.INTERNAL_SERVER_ERROR, text, protocol, self._config)
 
     async def _route(self, request: web.BaseRequest, protocol: WebProtocol) -> web.StreamResponse:
+        n_bytes = sum(len(name) + len(value) for name, value in request.raw_headers)
+        if n_bytes > MAX_HEADERS_BYTES:
+            raise _HttpError(
+                HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"more than {MAX_HEADERS_BYTES} bytes of headers"
+            )
         host = request.headers.get("Host", "")
         if not self._origins.admits_host(host):
             self._observer.refused("origin", protocol.peer)
@@ -406,7 +452,12 @@ class WebServer:
             data = await self._backend.recording(name)
         if data is None:
             raise ModelNotFoundError(name).as_told(f"model {name!r} has no recording")
-        return await _send(request, HTTPStatus.OK, data, protocol, self._config, content_type="audio/wav")
+        share = self._recordings.share(calls=0)
+        try:
+            with share.sending(len(data)):
+                return await _send(request, HTTPStatus.OK, data, protocol, self._config, content_type="audio/wav")
+        finally:
+            share.close()
 
     # WebSockets
 
@@ -424,7 +475,12 @@ class WebServer:
             )
         if self._calls.refusing.is_set():
             raise EngineClosedError(SHUTTING_DOWN)
-        offered = _words(request.headers.getall("Sec-WebSocket-Protocol", []))
+        listed = request.headers.getall("Sec-WebSocket-Protocol", [])
+        if len(listed) > 1:  # aiohttp reads one, and writes it into its log where it finds nothing: tokens stand there
+            raise InvalidRequestError("the header Sec-WebSocket-Protocol is there more than once")
+        if KEY.fullmatch(request.headers.get("Sec-WebSocket-Key", "")) is None:
+            raise InvalidRequestError("the header Sec-WebSocket-Key is missing, or is none")
+        offered = _words(listed)
         handle: Callable[[WebConnection], Awaitable[None]]
         if path == "/v1":
             if not set(SUBPROTOCOLS) & set(offered):
@@ -459,6 +515,7 @@ class WebServer:
             share=protocol.share,
             admit=partial(self._admit, request),
             send_timeout_s=self._config.send_timeout_s,
+            message_timeout_s=self._config.message_timeout_s,
             drop=protocol.drop,
         )
         try:
@@ -543,6 +600,7 @@ async def _send(
                 async with within(config.send_timeout_s, "the client took no answer"):
                     await response.write(data[start : start + CHUNK_BYTES])
             await response.write_eof()
+            await protocol.drain()
         except LipsyncError:
             protocol.drop("slow_reader")
     return response

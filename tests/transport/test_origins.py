@@ -53,6 +53,7 @@ def test_programs_that_are_no_pages_send_no_origin() -> None:
         ("http://localhost:x", HERE, False, True),
         ("nonsense", HERE, False, False),
         ("", HERE, False, False),
+        ("http://[", HERE, False, False),
         ("file://", HERE, False, False),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import gc
 import json
 import os
@@ -197,6 +198,7 @@ async def test_without_aiohttp(backend: FakeBackend, monkeypatch: pytest.MonkeyP
         ("/v1", "http://127.0.0.1:3000", False),
         ("/v1", "https://evil.example", False),
         ("/v1", "https://app.example", False),
+        ("/", "http://[", False),
     ],
 )
 async def test_pages_from_elsewhere(backend: FakeBackend, path: str, origin: str | None, welcome: bool) -> None:
@@ -477,3 +479,65 @@ async def test_requests_that_are_none(backend: FakeBackend, caplog: pytest.LogCa
             assert answer.startswith(b"HTTP/1.1 " + status) or answer.startswith(b"HTTP/1.0 " + status), request[:40]
             assert b"Traceback" not in answer
     assert not [record for record in caplog.records if record.levelname in ("ERROR", "CRITICAL")]
+
+
+async def test_requests_whose_answers_are_not_read(backend: FakeBackend) -> None:
+    noted = Refusals()
+    async with serving_web(backend, noted, send_timeout_s=0.3) as server:
+        with socket.socket() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.setblocking(False)
+            loop = asyncio.get_running_loop()
+            await loop.sock_connect(client, server.web_addresses[0])
+            flood = asyncio.create_task(
+                loop.sock_sendall(client, b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n" * 20_000)
+            )
+            await until(lambda: noted.reasons == ["slow_reader"])
+            await until(lambda: server.n_connections == 0)
+            flood.cancel()
+            await asyncio.gather(flood, return_exceptions=True)
+
+
+async def test_a_url_that_cannot_be_read(backend: FakeBackend) -> None:
+    async with serving_web(backend) as server:
+        reader, writer = await asyncio.open_connection(*server.web_addresses[0])
+        writer.write(b"GET http://xn--/ HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        async with asyncio.timeout(PATIENCE_S):
+            with contextlib.suppress(ConnectionError):
+                await reader.read()
+        writer.close()
+        await until(lambda: server.n_connections == 0)
+
+
+async def test_half_a_message_with_pings_between(backend: FakeBackend) -> None:
+    """It counts for as long as it is there, and that is not for ever."""
+    noted = Refusals()
+    async with serving_web(backend, noted, message_timeout_s=0.3) as server:
+        assert server._grpc is not None
+        inflight = server._grpc.inflight
+        _, writer = await raw_socket(server)
+        writer.write(struct.pack("!BBH", 0x02, 0x80 | 126, 60_000) + bytes(4) + bytes(60_000))
+        writer.write(struct.pack("!BB", 0x89, 0x80) + bytes(4))
+        await until(lambda: inflight.n_bytes >= 60_000)
+        await until(lambda: noted.reasons == ["message_timeout"])
+        await until(lambda: server.n_connections == 0)
+        writer.close()
+        assert inflight.n_bytes == 0
+
+
+async def test_a_token_never_reaches_a_log(
+    backend: FakeBackend, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    packed = base64.urlsafe_b64encode(TOKEN.encode()).decode().rstrip("=")
+    async with serving_web(backend, tokens=write_tokens(tmp_path)) as server:
+        reader, writer = await asyncio.open_connection(*server.web_addresses[0])
+        key = base64.b64encode(os.urandom(16)).decode()
+        writer.write(
+            f"GET /v1 HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            f"Sec-WebSocket-Protocol: lipsync.bearer.{packed}\r\nSec-WebSocket-Protocol: {JSON}\r\n"
+            f"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {key}\r\n\r\n".encode()
+        )
+        async with asyncio.timeout(PATIENCE_S):
+            assert (await reader.read()).startswith(b"HTTP/1.1 400 ")
+        writer.close()
+    assert packed not in caplog.text and TOKEN not in caplog.text
