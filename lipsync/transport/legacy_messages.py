@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lipsync.errors import InvalidRequestError
+from lipsync.transport.messages import checked_text
 
 AUDIO_MS, AUDIO_HZ = 640, 24_000
 AUDIO_BYTES = AUDIO_MS * AUDIO_HZ // 1000 * 2
@@ -154,15 +155,7 @@ def _no_constant(name: str) -> None:
 def text_field(message: Mapping[str, Any], name: str, default: str = "") -> str:
     """A text of a JSON request. Raises InvalidRequestError."""
     value = message.get(name)
-    if value is None:
-        return default
-    try:
-        if isinstance(value, str):
-            value.encode()
-            return value
-    except UnicodeEncodeError:
-        pass
-    raise InvalidRequestError(f"{name} is not text")
+    return default if value is None else checked_text(value, name)
 
 
 def number_field(message: Mapping[str, Any], name: str) -> int:

@@ -72,6 +72,11 @@ class Request:
     request_id: str
 
 
+def request_id_of(given: str) -> str:
+    """The client's own, if it is well-formed, or one made up."""
+    return given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex[:16]
+
+
 def read(headers: Headers) -> Request:
     """Raises Refused for what gRPC does not allow."""
     for name, value in headers:
@@ -89,12 +94,11 @@ def read(headers: Headers) -> Request:
         raise Refused("malformed", Status.INTERNAL, "the content-type of a call is application/grpc", http_status=415)
     if by_name.get("te") != "trailers":
         raise _malformed('the header "te: trailers" is missing')
-    request_id = by_name.get("x-request-id", "")
     return Request(
         path=by_name[":path"],
         timeout_s=_timeout_s([value for name, value in headers if name == "grpc-timeout"]),
         authorization=tuple(value for name, value in headers if name == "authorization"),
-        request_id=request_id if REQUEST_ID.fullmatch(request_id) else uuid.uuid4().hex[:16],
+        request_id=request_id_of(by_name.get("x-request-id", "")),
     )
 
 

@@ -14,7 +14,6 @@ import json
 import logging
 import re
 import socket
-import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -43,7 +42,7 @@ from lipsync.transport.legacy import Legacy
 from lipsync.transport.limits import Inflight, Share, within
 from lipsync.transport.listening import listen
 from lipsync.transport.origins import Origins
-from lipsync.transport.requests import REQUEST_ID
+from lipsync.transport.requests import request_id_of
 from lipsync.transport.security import Security
 from lipsync.transport.server_protocol import Closed, Door
 from lipsync.transport.service import STREAM_INFERENCE, Service
@@ -505,12 +504,11 @@ class WebServer:
         accepted.headers.update(SECURITY_HEADERS)
         await accepted.prepare(request)
         protocol.is_socket = True
-        given = request.headers.get("X-Request-Id", "")
         connection = WebConnection(
             accepted,
             peer=protocol.peer,
             metadata={name.lower(): value for name, value in request.headers.items()},
-            request_id=given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex[:16],
+            request_id=request_id_of(request.headers.get("X-Request-Id", "")),
             inflight=protocol.inflight,
             share=protocol.share,
             admit=partial(self._admit, request),
