@@ -19,6 +19,8 @@ ORIGIN = re.compile(r"https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?|https?://\[[0-9a-f:]
 """Of a page, as browsers write it."""
 BLENDS = ("hard", "feather", "matched")
 """How a face may meet the frame around it."""
+BACKENDS = ("local", "ray")
+"""What may stand behind the server: an engine in its process, or engines in a Ray cluster."""
 LOG_FORMATS = ("auto", "text", "json")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 TIMEOUTS = (
@@ -91,6 +93,11 @@ class EngineConfig:
     )
     result_cache_mb: int = setting(
         128, "MiB of finished frames, of all models together, that are kept for whoever asks again; 0 keeps none."
+    )
+    prepared_cache: str = setting(
+        "",
+        "Folder where decoded videos and prepared frames are kept, mapped into memory: processes of one machine share "
+        "them, and a restart does not decode again. Empty: each process has its own, in memory.",
     )
     audio_encoder: str = setting(
         "", "Checkpoint of the audio encoder for live audio to models whose packages have none of their own."
@@ -242,3 +249,43 @@ class ServerConfig:
         )
         require(self.log_format in LOG_FORMATS, f"log_format is {self.log_format!r}; expected {', '.join(LOG_FORMATS)}")
         require(self.log_level in LOG_LEVELS, f"log_level is {self.log_level!r}; expected {', '.join(LOG_LEVELS)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterConfig:
+    """How many processes there are, and where."""
+
+    workers: int = setting(
+        1,
+        "Processes that serve together on the same ports, each with an engine of its own; 1 serves in this process "
+        "alone.",
+    )
+    backend: str = setting(
+        "local", "Where frames are made: local, an engine in the server's process; or ray, replicas in a Ray cluster."
+    )
+    ray_address: str = setting("", "Ray cluster to join, as host:port or auto. Empty: one on this machine, of its own.")
+    ray_app: str = setting("lipsync", "Name of the Ray Serve application; servers that name the same one share it.")
+    ray_min_replicas: int = setting(1, "Replicas of the engine that a Ray cluster has at all times.")
+    ray_max_replicas: int = setting(1, "Replicas that it may have when many frames wait.")
+    ray_gpus: float = setting(0.0, "GPUs of a replica: 1 is one replica a device.")
+    ray_cpus: float = setting(1.0, "CPU cores of a replica, for Ray to place it.")
+    ray_target_queue: int = setting(
+        16, "Frames that may wait at a replica, on average, before another one is started, or another one used."
+    )
+
+    def __post_init__(self) -> None:
+        require(1 <= self.workers <= 256, f"workers is {self.workers}; expected 1 to 256")
+        require(self.backend in BACKENDS, f"backend is {self.backend!r}; expected local or ray")
+        require(
+            MODEL_NAME.fullmatch(self.ray_app) is not None,
+            f"ray_app is {self.ray_app!r}; expected 1 to 64 characters of A-Z a-z 0-9 . _ -",
+        )
+        require(self.ray_min_replicas >= 1, f"ray_min_replicas is {self.ray_min_replicas}; expected at least 1")
+        require(
+            self.ray_max_replicas >= self.ray_min_replicas,
+            f"ray_max_replicas is {self.ray_max_replicas}; expected at least ray_min_replicas "
+            f"({self.ray_min_replicas})",
+        )
+        require(self.ray_gpus >= 0, f"ray_gpus is {self.ray_gpus:g}; expected 0 or more")
+        require(self.ray_cpus >= 0, f"ray_cpus is {self.ray_cpus:g}; expected 0 or more")
+        require(self.ray_target_queue >= 1, f"ray_target_queue is {self.ray_target_queue}; expected at least 1")

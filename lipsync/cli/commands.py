@@ -69,7 +69,7 @@ def serve(termination: Termination, /, config_file: Path | None, check_config: b
     SIGHUP has certificates and tokens read again at once; within seconds that happens by itself. Exit code 1 of
     --check-config: something is wrong.
     """
-    engine_config, server_config = load_settings(config_file, options)
+    engine_config, server_config, cluster_config = load_settings(config_file, options)
     if check_config:
         from lipsync.cli.check_config import check_config as run_check_config
 
@@ -411,7 +411,7 @@ def render(
         look_ahead_ms=look_ahead_ms,
     )
     # one quality, so that whole frames are prepared once; and no frame is asked for twice
-    config, _ = load_settings(None, {**engine, "jpeg_quality": JPEG_QUALITY, "result_cache_mb": 0})
+    config, *_ = load_settings(None, {**engine, "jpeg_quality": JPEG_QUALITY, "result_cache_mb": 0})
     asyncio.run(
         run_render(model, audio, target, client=client, speech=speech, engine=config, crf=crf, termination=termination)
     )

@@ -15,7 +15,7 @@ import click
 from pydantic import BeforeValidator, Field, ValidationError, create_model
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from lipsync.config import EngineConfig, ServerConfig
+from lipsync.config import ClusterConfig, EngineConfig, ServerConfig
 from lipsync.errors import ConfigError
 
 ENVIRONMENT_PREFIX = "LIPSYNC_"
@@ -70,7 +70,9 @@ def _settings_of(config: type) -> list[SettingInfo]:
     ]
 
 
-SETTINGS = {setting.name: setting for config in (ServerConfig, EngineConfig) for setting in _settings_of(config)}
+SETTINGS = {
+    setting.name: setting for config in (ServerConfig, EngineConfig, ClusterConfig) for setting in _settings_of(config)
+}
 """Every setting by name: the tree is flat, so that a name is the same in the file, the variable and the option."""
 
 
@@ -142,7 +144,7 @@ def _check_variables(given: Mapping[str, Any]) -> None:
             )
 
 
-def load_settings(file: Path | None, options: Mapping[str, Any]) -> tuple[EngineConfig, ServerConfig]:
+def load_settings(file: Path | None, options: Mapping[str, Any]) -> tuple[EngineConfig, ServerConfig, ClusterConfig]:
     """Build the configuration.
 
     Args:
@@ -169,7 +171,7 @@ def load_settings(file: Path | None, options: Mapping[str, Any]) -> tuple[Engine
     def build(kind: type) -> Any:
         return kind(**{setting.name: values[setting.name] for setting in _settings_of(kind)})
 
-    return build(EngineConfig), build(ServerConfig)
+    return build(EngineConfig), build(ServerConfig), build(ClusterConfig)
 
 
 def setting_origins(file: Path | None, options: Mapping[str, Any]) -> dict[str, str]:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from lipsync.cli.settings import SERVICE_LINK, SETTINGS, load_settings, setting_origins
-from lipsync.config import EngineConfig, ServerConfig
+from lipsync.config import ClusterConfig, EngineConfig, ServerConfig
 from lipsync.errors import ConfigError
 
 
@@ -20,7 +20,7 @@ def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_without_anything_the_defaults_hold() -> None:
-    assert load_settings(None, {}) == (EngineConfig(), ServerConfig())
+    assert load_settings(None, {}) == (EngineConfig(), ServerConfig(), ClusterConfig())
 
 
 def test_options_win_over_variables_and_variables_over_the_file(
@@ -30,7 +30,7 @@ def test_options_win_over_variables_and_variables_over_the_file(
     file.write_text('port = 1\nhost = "127.0.0.2"\nmax_batch_size = 2\njpeg_quality = 70\n')
     monkeypatch.setenv("LIPSYNC_PORT", "3")
     monkeypatch.setenv("LIPSYNC_MAX_BATCH_SIZE", "4")
-    engine, server = load_settings(file, {"port": 5, "host": None})
+    engine, server, _ = load_settings(file, {"port": 5, "host": None})
     assert (server.port, server.host) == (5, "127.0.0.2")
     assert (engine.max_batch_size, engine.jpeg_quality) == (4, 70)
 
@@ -47,6 +47,10 @@ def test_every_setting_can_be_a_variable(monkeypatch: pytest.MonkeyPatch) -> Non
             "metrics_host": "::1",
             "legacy_http": "8084, 8086",
             "http_origins": "https://app.example,null",
+            "prepared_cache": "/prepared",
+            "backend": "ray",
+            "ray_address": "auto",
+            "ray_app": "faces",
         },
     }
     wanted: dict[str, Any] = {}
@@ -76,7 +80,9 @@ def test_a_list_comes_from_wherever_the_rest_does(tmp_path: Path, monkeypatch: p
 
 
 def test_names_are_one_namespace() -> None:
-    assert len(SETTINGS) == len(EngineConfig.__dataclass_fields__) + len(ServerConfig.__dataclass_fields__)
+    assert len(SETTINGS) == len(EngineConfig.__dataclass_fields__) + len(ServerConfig.__dataclass_fields__) + len(
+        ClusterConfig.__dataclass_fields__
+    )
     assert all(setting.doc.endswith(".") for setting in SETTINGS.values())
 
 
@@ -159,7 +165,7 @@ def test_a_kubernetes_service_of_the_same_name(monkeypatch: pytest.MonkeyPatch, 
     for name, value in service_links(prefix, "10.0.0.1:50051").items():
         monkeypatch.setenv(name, value)
     if not setting:
-        assert load_settings(None, {}) == (EngineConfig(), ServerConfig())
+        assert load_settings(None, {}) == (EngineConfig(), ServerConfig(), ClusterConfig())
         return
     variable = SETTINGS[setting].variable
     with pytest.raises(ConfigError, match=f"{variable} is 'tcp://10.0.0.1:50051': .*enableServiceLinks: false"):
@@ -189,5 +195,5 @@ def test_where_a_setting_comes_from(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         "load": str(file),
         "insecure": str(file),
     }
-    engine, server = load_settings(file, options)
+    engine, server, _ = load_settings(file, options)
     assert (server.port, server.host, server.load, engine.device) == (2, "127.0.0.9", ("anna",), "auto")
