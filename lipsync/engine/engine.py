@@ -7,7 +7,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -204,6 +204,14 @@ class Engine:
         """
         await self._repository.unload(name)
 
+    def remember(self, name: str, path: str | os.PathLike[str], *, below: str | os.PathLike[str] | None = None) -> None:
+        """Where a model's package is whose name does not tell, for `load_on_demand`. Arguments are those of `load`."""
+        self._repository.remember(name, path, below=below)
+
+    def pin(self, names: Iterable[str]) -> None:
+        """Which models never make room for others, from now on; those of the setting `pinned` until then."""
+        self._repository.pinned = frozenset(names)
+
     def models(self) -> list[ModelInfo]:
         """The loaded models, in the order that they were loaded."""
         return [self._info(model) for model in self._models.values()]
@@ -262,7 +270,7 @@ class Engine:
             audio_file=model.package.audio_file,
             bounds=model.bounds(0),
             version=model.version,
-            pinned=model.name in self.config.pinned,
+            pinned=model.name in self._repository.pinned,
         )
 
     # Frames
@@ -480,7 +488,12 @@ class Engine:
     # Live audio
 
     async def speech(
-        self, model_name: str, options: SpeechOptions | None = None, *, caller: Hashable | None = None
+        self,
+        model_name: str,
+        options: SpeechOptions | None = None,
+        *,
+        caller: Hashable | None = None,
+        n_shown: int = 0,
     ) -> SpeechSession:
         """Open a session of live audio: a talking face for audio as it comes. The caller closes it.
 
@@ -488,6 +501,8 @@ class Engine:
             model_name: as loaded.
             options: of the session.
             caller: whose turns its frames take; by default its own.
+            n_shown: frames of the audio that comes first that were shown already, by a session that this one takes the
+                place of: they are heard, for those after them, and not made again.
         Raises:
             ModelNotFoundError, InvalidRequestError: it cannot be opened.
             CheckpointError: there is no audio encoder for the model.
@@ -514,7 +529,7 @@ class Engine:
 
         with contextlib.ExitStack() as use, self._refusals_told("sessions"):
             use.enter_context(self._repository.used(model))
-            session = await self._live.open(model, options, make, use)
+            session = await self._live.open(model, options, make, use, n_shown=n_shown)
         if self._closed or model not in self._repository.versions:
             await session.close()
             raise EngineClosedError(f"model {model_name!r} was unloaded")

@@ -115,8 +115,10 @@ class LiveAudio:
             stop.set()
             self._n_recordings -= 1
 
-    async def open(self, model: Model, options: SpeechOptions, make: MakeFrame, use: ExitStack) -> SpeechSession:
-        """A new session. It takes over `use`, which is closed once the session uses its model no more: when it is over,
+    async def open(
+        self, model: Model, options: SpeechOptions, make: MakeFrame, use: ExitStack, *, n_shown: int = 0
+    ) -> SpeechSession:
+        """A new session; `n_shown` as of `SpeechState`. It takes over `use`, which is closed once the session uses its model no more: when it is over,
         or was ended by `fail`.
 
         Raises OverloadedError if there are as many as may be, CheckpointError.
@@ -130,6 +132,7 @@ class LiveAudio:
             n_frames=model.frame_count,
             window_rows=model.package.window_rows,
             idle=model.package.idle,
+            n_shown=n_shown,
         )
         session = SpeechSession(
             state,

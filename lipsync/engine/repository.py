@@ -97,6 +97,7 @@ class Repository:
         models: by name, those that new calls use.
         versions: those, and replaced ones that are used still.
         freeing: those that are given back, once nothing uses them any more.
+        pinned: those that never make room for others.
     """
 
     def __init__(
@@ -118,6 +119,7 @@ class Repository:
         self.models: dict[str, Model] = {}
         self.versions: dict[Model, Version] = {}
         self.freeing: dict[asyncio.Task[None], Version] = {}
+        self.pinned = frozenset(config.pinned)
         self._loading: dict[str, _Loading] = {}
         self._remembered: dict[str, Source] = {}  # of models that made room, where their names do not tell
         self._demands = Demands(self._load_wanted, max_waiting=config.max_queue_size)
@@ -333,7 +335,7 @@ class Repository:
         return sum(version.expected_bytes for version in versions) + more - self._config.models_budget_mb * MIB
 
     def _candidates(self, keep: str) -> list[Candidate]:
-        busy = {keep, *self._config.pinned, *self._loading, *self._demands.names}
+        busy = {keep, *self.pinned, *self._loading, *self._demands.names}
         return [
             Candidate(name, model.expected_bytes, self.versions[model].last_used)
             for name, model in self.models.items()
@@ -397,11 +399,20 @@ class Repository:
         logger.info("unloading %s to make room for %s", name, for_name)
         version = self.versions.pop(model)
         self._users.unloaded(model)
-        if self._folder is None or version.source.path != Path(os.path.abspath(self._folder / name)):
-            self._remembered[name] = version.source
-            if len(self._remembered) > MAX_REMEMBERED:
-                del self._remembered[next(iter(self._remembered))]
+        self._remember(name, version.source)
         return self._start_freeing(version, "unloaded")
+
+    def remember(self, name: str, path: str | os.PathLike[str], *, below: str | os.PathLike[str] | None = None) -> None:
+        """As `Engine.remember`."""
+        where = Path(os.path.abspath(path))
+        self._remember(name, Source(where, where, None if below is None else Path(os.path.abspath(below))))
+
+    def _remember(self, name: str, source: Source) -> None:
+        if self._folder is not None and source.path == Path(os.path.abspath(self._folder / name)):
+            return  # its name tells
+        self._remembered[name] = source
+        if len(self._remembered) > MAX_REMEMBERED:
+            del self._remembered[next(iter(self._remembered))]
 
     # Unloading
 

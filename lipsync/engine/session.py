@@ -167,10 +167,11 @@ class SpeechSession:
         self._inbox.append(_Flush())
         self._tell()
 
-    async def interrupt(self, n_dropped: int = 0) -> None:
+    async def interrupt(self, n_dropped: int = 0, *, shown: SpeechEvent | None = None) -> None:
         """Drop all audio and frames that were not taken yet. An INTERRUPTED event comes next, with a resting frame.
 
-        `n_dropped`: samples that the client has dropped itself, which count as if they had been sent.
+        `n_dropped`: samples that the client has dropped itself, which count as if they had been sent. `shown`: the last
+        frame's event that went on to the client, for whoever takes ahead of it: those after it count as dropped.
         """
         self._check_takes_audio()
         self._n_interrupts += 1
@@ -182,6 +183,8 @@ class SpeechSession:
         self._interrupting, self._flushed = True, False
         self._received_bytes += n_dropped * self._n_bytes
         self._drop()
+        if shown is not None:
+            self._last_end, self._next_place = shown.end_sample, shown.next_frame
         interrupt = _Interrupt(self._received_bytes)
         self._inbox.append(interrupt)
         self._tell()

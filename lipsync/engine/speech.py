@@ -427,6 +427,7 @@ class SpeechState:
         n_frames: int,
         window_rows: int = 16,
         idle: Sequence[tuple[int, int]] = (),
+        n_shown: int = 0,
     ) -> None:
         """
         Args:
@@ -434,6 +435,8 @@ class SpeechState:
             n_frames: of the video.
             window_rows: feature rows of a window.
             idle: stretches of the video, [first, end), in which the person is silent.
+            n_shown: so many frames of the audio that comes first were shown already, by a session that this one takes
+                the place of: they are heard, for those after them, and not planned again.
         """
         self._options = options
         self._encoder = encoder
@@ -442,6 +445,7 @@ class SpeechState:
         self._mouth = RestingMouth(None if after_s is None else round(after_s * VIDEO_FPS))
         self._video = VideoRun(n_frames, idle, options.start_frame)
         self._utterance: Utterance | None = None
+        self._n_shown = n_shown
         self.n_samples = 0
 
     @property
@@ -481,6 +485,7 @@ class SpeechState:
             n_samples: of the session's input so far, those included that were dropped before they came here.
         """
         self._utterance = None
+        self._n_shown = 0
         self.n_samples = max(self.n_samples, n_samples)
         self._video.go_to(next_place)
         self._mouth.rest_now()
@@ -491,6 +496,9 @@ class SpeechState:
         while self._utterance is not None and self._utterance.ready:
             first, end, window, quiet = self._utterance.take()
             rest = self._mouth.next(quiet)
+            if self._n_shown:
+                self._n_shown -= 1
+                continue
             where = self._video.next(rest)
             plans.append(FramePlan(first, end, *where, window=window if rest < 1 else None, rest=rest))
         return plans
