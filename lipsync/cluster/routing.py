@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 FRAMES_OF_SESSION = 4
 """What a session of live audio counts for: the frames of it that are made at a time."""
@@ -29,6 +29,7 @@ class Replica:
         loading: on their way into it.
         n_waiting: frames that were asked of it and not answered.
         n_sessions: sessions of live audio that are open there.
+        load: how busy it is, in frames.
     """
 
     id: str
@@ -37,10 +38,11 @@ class Replica:
     n_waiting: int = 0
     n_sessions: int = 0
 
-    @property
-    def load(self) -> int:
-        """How busy it is, in frames."""
-        return self.n_waiting + FRAMES_OF_SESSION * self.n_sessions
+    load: int = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        # once: it is looked at for every call
+        object.__setattr__(self, "load", self.n_waiting + FRAMES_OF_SESSION * self.n_sessions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +63,9 @@ def home(model: str, replicas: Iterable[str]) -> str:
     return max(replicas, key=lambda replica: weight(model, replica))
 
 
-def choose(model: str, replicas: Sequence[Replica], *, target_queue: int) -> Choice | None:
+def choose(
+    model: str, replicas: Sequence[Replica], *, target_queue: int, holders: Sequence[Replica] | None = None
+) -> Choice | None:
     """Route one call.
 
     Where the model is in memory, it goes to the least busy of as many copies as the demand needs; the others get none
@@ -73,12 +77,14 @@ def choose(model: str, replicas: Sequence[Replica], *, target_queue: int) -> Cho
         model: its name.
         replicas: those that take calls.
         target_queue: frames that may wait at a replica before another one is used.
+        holders: those of them that have the model or load it, in the same order, if the caller keeps count: looking at
+            all of a thousand replicas takes most of the time that this takes.
     Returns None if there is no replica.
     """
     if not replicas:
         return None
     loaded, loading = [], []
-    for replica in replicas:
+    for replica in replicas if holders is None else holders:
         if model in replica.models:
             loaded.append(replica)
         elif model in replica.loading:
@@ -109,7 +115,8 @@ def _in_use(model: str, loaded: Sequence[Replica], target_queue: int) -> Sequenc
 
 def _place_of_copy(model: str, replicas: Sequence[Replica], target_queue: int) -> str | None:
     """Where another copy is worth its load: a replica with at most half as much to do as one that is busy."""
-    idle = [replica.id for replica in replicas if model not in replica.models and replica.load <= target_queue // 2]
+    most = target_queue // 2
+    idle = [replica.id for replica in replicas if replica.load <= most and model not in replica.models]
     return home(model, idle) if idle else None
 
 

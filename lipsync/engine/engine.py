@@ -204,6 +204,10 @@ class Engine:
         """
         await self._repository.unload(name)
 
+    def is_loaded(self, name: str) -> bool:
+        """Whether a model is in memory."""
+        return name in self._models
+
     def remember(self, name: str, path: str | os.PathLike[str], *, below: str | os.PathLike[str] | None = None) -> None:
         """Where a model's package is whose name does not tell, for `load_on_demand`. Arguments are those of `load`."""
         self._repository.remember(name, path, below=below)

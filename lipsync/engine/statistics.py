@@ -44,11 +44,13 @@ class FrameStatistics:
         self.made = 0
         self.cached = 0
         self.failed = 0
+        self._summary: dict[str, float] | None = None  # until there are more times
 
     def record(self, *, total_ms: float, inference_ms: float) -> None:
         """Count a frame that was made: how long it took from its arrival, and its batch in the network."""
         with self._lock:
             self.made += 1
+            self._summary = None
             self._inference.add(inference_ms)
             self._total.add(total_ms)
 
@@ -65,7 +67,9 @@ class FrameStatistics:
     def summary(self) -> dict[str, float]:
         """The times of `lipsync.types.ModelStats`, under its names. 0 before the first frame."""
         with self._lock:
-            inference, total = self._inference, self._total
+            if self._summary is not None:
+                return dict(self._summary)
+            inference, total, made = self._inference, self._total, self.made
             summary = {
                 "inference_avg_ms": inference.average_ms,
                 "inference_min_ms": inference.min_ms,
@@ -77,4 +81,7 @@ class FrameStatistics:
             percentiles = np.percentile(times_ms, PERCENTILES) if times_ms else [0.0] * len(PERCENTILES)
             for percentile, time_ms in zip(PERCENTILES, percentiles, strict=True):
                 summary[f"{kind}_p{percentile}_ms"] = float(time_ms)
+        with self._lock:
+            if made == self.made:
+                self._summary = dict(summary)
         return summary

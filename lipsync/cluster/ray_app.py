@@ -1,0 +1,212 @@
+"""Replicas of the engine, run by Ray Serve; and the wires to them.
+
+Ray Serve starts and restarts them, one a device, on whatever machines the cluster has, and has more of them while many
+frames wait. Its HTTP and gRPC proxies, which know no TLS and no tokens, are not started: calls come in through
+lipsync's own server alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import importlib.util
+import logging
+import os
+import warnings
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import asdict
+from types import TracebackType
+from typing import Any, Self
+
+import lipsync
+from lipsync.cluster.wire import FromReplica, ToReplica
+from lipsync.config import MIB, ClusterConfig, EngineConfig
+from lipsync.errors import ConfigError, EngineClosedError
+
+logger = logging.getLogger(__name__)
+
+NO_RAY = "backend is ray, and Ray is not installed: pip install 'lipsync-server[ray]'"
+START_S = 120.0
+"""How long the first replica may take to start: it imports torch, on a machine that may be busy."""
+STOP_S = 20.0
+"""How long a replica that shall stop may finish what it was asked for."""
+HEALTH_S = 2.0
+HEALTH_TIMEOUT_S = 10.0
+"""How often Ray Serve asks a replica whether it is well, and how long it may take to say so."""
+MAX_CALLS = 100_000
+"""Of a replica at a time, as Ray Serve counts them: no limit. The engine has its own, and says so in its own words."""
+UPSCALE_S = 3.0
+DOWNSCALE_S = 120.0
+"""How long it must be too few, or too many replicas, before there are others."""
+OBJECT_STORE_BYTES = 256 * MIB
+"""Of a cluster of this process's own: frames on their way."""
+
+
+class RayWire:
+    """Fits `lipsync.cluster.line.Wire`."""
+
+    def __init__(self, handle: Any, replica: str) -> None:
+        self._replica = replica
+        self._calls = handle.options(session_id=replica)
+        self._streams = handle.options(session_id=replica, stream=True)
+
+    async def listen(self, server: str) -> AsyncGenerator[list[FromReplica]]:
+        answers = self._streams.line.remote(server)
+        try:
+            first = True
+            async for messages in answers:
+                if first and messages[0].replica != self._replica:
+                    raise EngineClosedError("it is not there any more")
+                first = False
+                yield messages
+        finally:
+            answers.cancel()
+
+    async def tell(self, server: str, messages: Sequence[ToReplica]) -> bool:
+        taken: bool = await self._calls.tell.remote(server, self._replica, messages)
+        return taken
+
+
+class RayApp:
+    """The Ray Serve application, while it is entered.
+
+    A cluster that was started here ends with it; in one that was joined the application stays, for other servers.
+    """
+
+    def __init__(self, engine: EngineConfig, cluster: ClusterConfig, *, models: str, log_level: str) -> None:
+        """Raises ConfigError if Ray is not installed."""
+        if importlib.util.find_spec("ray") is None:
+            raise ConfigError(NO_RAY)
+        self._engine = engine
+        self._cluster = cluster
+        self._models = models
+        self._log_level = log_level
+        self._handle: Any = None
+
+    async def __aenter__(self) -> Self:
+        """Join or start the cluster, and have the application run in it. Raises ConfigError if that cannot be had."""
+        try:
+            await asyncio.to_thread(self._connect)
+        except BaseException:
+            await asyncio.to_thread(self._disconnect)
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await asyncio.to_thread(self._disconnect)
+
+    def wire(self, replica: str) -> RayWire:
+        """To a replica."""
+        return RayWire(self._handle, replica)
+
+    async def watch(self, told: Callable[[frozenset[str]], None]) -> None:
+        """Be told the ids of the replicas from now on, in this event loop; returns once there is one."""
+        from lipsync.cluster import router
+
+        loop = asyncio.get_running_loop()
+
+        def tell(ids: frozenset[str]) -> None:
+            loop.call_soon_threadsafe(told, ids)
+
+        router.watch(self._cluster.ray_app, tell)
+        try:
+            async with asyncio.timeout(START_S):
+                await self._handle.hello.remote()
+        except TimeoutError:
+            raise ConfigError(
+                f"no replica has started within {START_S:g} s; the cluster may have no room for one "
+                "(ray_cpus, ray_gpus), or its log says what is wrong"
+            ) from None
+
+    def _connect(self) -> None:
+        import ray
+        from ray import serve
+
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing leaves this machine
+        address = self._cluster.ray_address
+        how: dict[str, Any] = {"address": address}
+        if not address:  # of this process's own: on the loopback alone, as Ray's ports know no passwords
+            how = {
+                "address": "local",
+                "_node_ip_address": "127.0.0.1",
+                "include_dashboard": False,
+                "object_store_memory": OBJECT_STORE_BYTES,
+            }
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # Ray's own, about its future
+                ray.init(**how, logging_level=logging.WARNING, log_to_driver=True, configure_logging=False)
+        except Exception as error:
+            where = f"the Ray cluster at {address}" if address else "a Ray cluster of its own"
+            raise ConfigError(f"{where} cannot be had: {_first_line(error)}") from error
+        serve.start(proxy_location="Disabled")
+        try:
+            self._handle = serve.run(self._application(), name=self._cluster.ray_app, route_prefix=None)
+        except RuntimeError as error:
+            raise ConfigError(
+                f"the replicas cannot be started: {_first_line(error)}; Ray's log on their machine says more"
+            ) from error
+
+    def _application(self) -> Any:
+        """What Ray Serve is to run. Of one version and one configuration there is nothing new in it: servers that start
+        one after the other find it running, and one with another version or configuration replaces it bit by bit."""
+        from ray import serve
+        from ray.serve import config as serve_config
+
+        from lipsync.cluster.ray_replica import EngineReplica
+        from lipsync.cluster.router import NamedReplicaRouter
+        from lipsync.cluster.scaling import QueuePolicy
+
+        cluster = self._cluster
+        configs: Any = serve_config  # their types say less than they take
+        scaling = configs.AutoscalingConfig(
+            min_replicas=cluster.ray_min_replicas,
+            initial_replicas=cluster.ray_min_replicas,
+            max_replicas=cluster.ray_max_replicas,
+            upscale_delay_s=UPSCALE_S,
+            downscale_delay_s=DOWNSCALE_S,
+            metrics_interval_s=1.0,
+            look_back_period_s=UPSCALE_S,
+            policy=configs.AutoscalingPolicy(
+                policy_function=_path_of(QueuePolicy), policy_kwargs={"target_queue": cluster.ray_target_queue}
+            ),
+        )
+        settings = repr((lipsync.__version__, asdict(self._engine), asdict(cluster), self._models))
+        deployment: Any = serve.deployment(
+            name="engine",
+            version=hashlib.sha256(settings.encode()).hexdigest()[:12],
+            autoscaling_config=scaling,
+            max_ongoing_requests=MAX_CALLS,
+            health_check_period_s=HEALTH_S,
+            health_check_timeout_s=HEALTH_TIMEOUT_S,
+            graceful_shutdown_timeout_s=STOP_S,
+            ray_actor_options={"num_cpus": cluster.ray_cpus, "num_gpus": cluster.ray_gpus},
+            request_router_config=configs.RequestRouterConfig(request_router_class=NamedReplicaRouter),
+        )(EngineReplica)
+        return deployment.bind(self._engine, self._models, self._log_level)
+
+    def _disconnect(self) -> None:
+        import ray
+        from ray import serve
+
+        from lipsync.cluster import router
+
+        stop: Any = ray.shutdown  # Ray gives it no types
+        router.unwatch(self._cluster.ray_app)
+        if not ray.is_initialized():
+            return
+        if not self._cluster.ray_address:
+            serve.shutdown()
+        stop()
+
+
+def _path_of(what: type) -> str:
+    return f"{what.__module__}:{what.__qualname__}"
+
+
+def _first_line(error: BaseException) -> str:
+    """What is wrong, without the tracebacks of other processes that Ray puts behind it."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
