@@ -136,6 +136,8 @@ class ClusterSpeech:
         if event.kind is SpeechEventKind.STARTED:
             return event
         end_sample = event.end_sample + self._first_sample
+        if event.kind is SpeechEventKind.END:  # which begins nowhere
+            return replace(event, end_sample=end_sample)
         if event.kind is SpeechEventKind.INTERRUPTED:
             end_sample = self._journal.shown.end_sample
         return replace(event, first_sample=event.first_sample + self._first_sample, end_sample=end_sample)

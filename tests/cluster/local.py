@@ -14,6 +14,7 @@ from lipsync.cluster.replica import Replica
 from lipsync.cluster.wire import FromReplica, ToReplica
 from lipsync.config import EngineConfig
 from lipsync.engine.engine import Engine
+from tests.waiting import until
 
 
 class Gone(Exception):
@@ -25,14 +26,15 @@ class LocalReplica:
 
     Attributes:
         stopping: it takes no calls any more.
-        hangs: it tells nothing, and takes no calls, while this is set.
+        flows: it tells nothing, and takes no calls, while this is not set: it hangs.
     """
 
     def __init__(self, id: str, config: EngineConfig, models: Path) -> None:
         self.replica = Replica(id, Engine(config, models=models))
         self.died = asyncio.Event()
         self.stopping = False
-        self.hangs = False
+        self.flows = asyncio.Event()
+        self.flows.set()
 
     async def listen(self, server: str) -> AsyncGenerator[list[FromReplica]]:
         """As of a wire: everything is pickled, as between processes."""
@@ -44,8 +46,7 @@ class LocalReplica:
                 await asyncio.wait((coming, died), return_when=asyncio.FIRST_COMPLETED)
                 if died.done():
                     raise Gone(f"the actor of {self.replica.id} died\nand more")
-                while self.hangs:
-                    await asyncio.sleep(0.01)
+                await self.flows.wait()
                 try:
                     yield pickle.loads(pickle.dumps(coming.result()))
                 except StopAsyncIteration:
@@ -57,8 +58,7 @@ class LocalReplica:
             await told.aclose()
 
     async def tell(self, server: str, messages: Sequence[ToReplica]) -> bool:
-        while self.hangs:
-            await asyncio.sleep(0.01)
+        await self.flows.wait()
         if self.died.is_set():
             raise Gone("the actor died")
         await asyncio.sleep(0)
@@ -86,8 +86,7 @@ class LocalCluster:
         for id in self._ids:
             self.add(id)
         self.use()
-        while self.backend.n_replicas < len(self._ids):
-            await asyncio.sleep(0.01)
+        await until(lambda: self.backend.n_replicas >= len(self._ids))
         return self
 
     def add(self, id: str) -> LocalReplica:

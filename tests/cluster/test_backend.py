@@ -20,6 +20,7 @@ from lipsync.errors import (
 )
 from lipsync.types import Frame, Output, SpeechOptions
 from tests.cluster.local import LocalCluster
+from tests.waiting import until
 
 
 async def frames_of(models: Path, name: str, frame_ids: list[int]) -> list[bytes]:
@@ -58,8 +59,7 @@ async def test_what_is_wrong_with_a_request_is_told_as_an_engine_tells_it(models
             await cluster.backend.load(str(models / "ben"), name="anna", below=str(models))
         frames = await cluster.backend.frames("anna", [1, 99])
         assert [frame.ok for frame in frames] == [True, False]
-        while cluster.backend.stats("anna").failed_requests < 3:  # told within half a second
-            await asyncio.sleep(0.01)
+        await until(lambda: cluster.backend.stats("anna").failed_requests >= 3)  # told within half a second
 
 
 async def test_a_model_under_another_name_is_known_to_all_replicas(models: Path) -> None:
@@ -92,12 +92,10 @@ async def test_another_server_learns_what_was_loaded_and_unloaded(models: Path) 
         async with other:
             other.use()
             await cluster.backend.load(str(models / "anna"), name="star", below=str(models))
-            while not other.backend.models():
-                await asyncio.sleep(0.01)
+            await until(lambda: other.backend.models())
             assert (await other.backend.frame("star", 1)).ok
             await cluster.backend.unload("star")
-            while other.backend.models():
-                await asyncio.sleep(0.01)
+            await until(lambda: not other.backend.models())
             with pytest.raises(ModelNotFoundError):
                 await other.backend.frame("star", 1)
 
@@ -124,20 +122,17 @@ async def test_a_replica_that_stops_finishes_and_gets_no_more(models: Path) -> N
         (holder,) = cluster.holders("anna")
         leaving = cluster.replicas[holder]
         asked = [asyncio.create_task(cluster.backend.frame("anna", n % 12)) for n in range(24)]
-        while not leaving.replica.n_waiting:
-            await asyncio.sleep(0)
+        await until(lambda: leaving.replica.n_waiting)
         cluster.stop(holder)
         assert all(frame.ok for frame in await asyncio.gather(*asked))
         assert (await cluster.backend.frame("anna", 0)).ok
-        while leaving.replica._lines:  # its line is closed once it is idle, so that it can end
-            await asyncio.sleep(0.01)
+        await until(lambda: not leaving.replica._lines)  # its line is closed once it is idle, so that it can end
 
 
 async def test_without_replicas_calls_wait_for_one(models: Path) -> None:
     async with LocalCluster(models, "a") as cluster:
         cluster.kill("a")
-        while cluster.backend.ready:
-            await asyncio.sleep(0.01)
+        await until(lambda: not cluster.backend.ready)
         with pytest.raises(DeadlineError, match="no replica"):
             await cluster.backend.frame("anna", 0, timeout_s=0.05)
         waiting = asyncio.create_task(cluster.backend.frame("anna", 0))
@@ -153,14 +148,12 @@ async def test_busy_models_are_copied(models: Path) -> None:
         await cluster.backend.frame("anna", 0)
         assert len(cluster.holders("anna")) == 1
         await asyncio.gather(*(cluster.backend.frame("anna", n % 12) for n in range(40)))
-        while len(cluster.holders("anna")) < 2:
-            await asyncio.sleep(0.01)
+        await until(lambda: len(cluster.holders("anna")) >= 2)
         made = await asyncio.gather(*(cluster.backend.frame("anna", n % 12) for n in range(40)))
         assert all(frame.ok for frame in made)
         assert all(one.replica.engine.stats("anna").total_requests for one in cluster.replicas.values())
         total = sum(one.replica.engine.stats("anna").total_requests for one in cluster.replicas.values())
-        while cluster.backend.stats("anna").total_requests != total:
-            await asyncio.sleep(0.01)
+        await until(lambda: cluster.backend.stats("anna").total_requests == total)
 
 
 async def test_pinned_models_stay_at_their_home(models: Path) -> None:
@@ -188,9 +181,9 @@ async def test_a_replica_that_hangs_is_given_up(models: Path, monkeypatch: pytes
     async with LocalCluster(models, "a", "b") as cluster:
         await cluster.backend.frame("anna", 0)
         (holder,) = cluster.holders("anna")
-        cluster.replicas[holder].hangs = True
+        cluster.replicas[holder].flows.clear()
         assert (await cluster.backend.frame("anna", 1)).ok
-        cluster.replicas[holder].hangs = False
+        cluster.replicas[holder].flows.set()
 
 
 async def test_a_cancelled_call_is_dropped_at_the_replica(models: Path) -> None:
@@ -198,9 +191,7 @@ async def test_a_cancelled_call_is_dropped_at_the_replica(models: Path) -> None:
         await cluster.backend.frame("anna", 0)
         replica = cluster.replicas["a"].replica
         asked = asyncio.create_task(cluster.backend.frames("anna", [n % 12 for n in range(400)]))
-        while not replica.n_waiting:
-            await asyncio.sleep(0)
+        await until(lambda: replica.n_waiting)
         asked.cancel()
-        while replica.n_waiting:
-            await asyncio.sleep(0.01)
+        await until(lambda: not replica.n_waiting)
         assert replica.engine.stats("anna").total_requests < 400
