@@ -186,6 +186,14 @@ class ClusterBackend:
         devices = {line.report.device for line in self._lines.values() if line.report is not None}
         return ", ".join(sorted(devices)) or "no replica"
 
+    async def wait_for_replicas(self, n_replicas: int) -> None:
+        """Until there are so many, or for a while. Raises EngineClosedError if none comes."""
+        await self._line_for("", None)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(WAIT_FOR_REPLICA_S):
+                while self.n_replicas < n_replicas:
+                    await self._changed.wait()
+
     def usage(self) -> EngineUsage:
         """What the replicas hold together."""
         return merged_usage([line.report.usage for line in self._lines.values() if line.report is not None])

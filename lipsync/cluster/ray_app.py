@@ -12,6 +12,8 @@ import hashlib
 import importlib.util
 import logging
 import os
+import threading
+import time
 import warnings
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import asdict
@@ -82,13 +84,18 @@ class RayApp:
         self._models = models
         self._log_level = log_level
         self._handle: Any = None
+        self._joined = threading.Event()  # or has failed to
 
     async def __aenter__(self) -> Self:
         """Join or start the cluster, and have the application run in it. Raises ConfigError if that cannot be had."""
+        connecting = asyncio.create_task(asyncio.to_thread(self._connect), name="lipsync-ray")
         try:
-            await asyncio.to_thread(self._connect)
+            await asyncio.shield(connecting)
         except BaseException:
+            # What has begun to start cannot be left alone: its processes would stay.
+            await asyncio.to_thread(self._joined.wait)
             await asyncio.to_thread(self._disconnect)
+            await asyncio.gather(connecting, return_exceptions=True)
             raise
         return self
 
@@ -103,17 +110,17 @@ class RayApp:
 
     async def watch(self, told: Callable[[frozenset[str]], None]) -> None:
         """Be told the ids of the replicas from now on, in this event loop; returns once there is one."""
-        from lipsync.cluster import router
+        from lipsync.cluster import membership
 
         loop = asyncio.get_running_loop()
 
         def tell(ids: frozenset[str]) -> None:
             loop.call_soon_threadsafe(told, ids)
 
-        router.watch(self._cluster.ray_app, tell)
+        membership.watch(self._cluster.ray_app, tell)
         try:
             async with asyncio.timeout(START_S):
-                await self._handle.hello.remote()
+                await self._handle.edition.remote()  # Ray makes the router with the first call
         except TimeoutError:
             raise ConfigError(
                 f"no replica has started within {START_S:g} s; the cluster may have no room for one "
@@ -121,10 +128,20 @@ class RayApp:
             ) from None
 
     def _connect(self) -> None:
-        import ray
-        from ray import serve
+        try:
+            self._join()
+        finally:
+            self._joined.set()
+        self._run()
 
+    def _join(self) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing leaves this machine
+        os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # it says something about each fork, of which Ray has many
+        os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"  # its threads would start a cluster anew after the shutdown
+        import ray
+        from ray import serve  # noqa: F401  # sets the level of its log
+
+        _say(logging.ERROR)  # nothing of itself at its start, nor when a replica goes: that is told by lipsync
         address = self._cluster.ray_address
         how: dict[str, Any] = {"address": address}
         if not address:  # of this process's own: on the loopback alone, as Ray's ports know no passwords
@@ -137,21 +154,54 @@ class RayApp:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # Ray's own, about its future
-                ray.init(**how, logging_level=logging.WARNING, log_to_driver=True, configure_logging=False)
+                ray.init(**how, logging_level=logging.ERROR, log_to_driver=True, configure_logging=False)
         except Exception as error:
             where = f"the Ray cluster at {address}" if address else "a Ray cluster of its own"
             raise ConfigError(f"{where} cannot be had: {_first_line(error)}") from error
-        serve.start(proxy_location="Disabled")
+
+    def _run(self) -> None:
+        from ray import serve
+
+        quiet: Any = {"enable_access_log": False, "log_level": "WARNING"}
+        serve.start(proxy_location="Disabled", logging_config=quiet)
         try:
-            self._handle = serve.run(self._application(), name=self._cluster.ray_app, route_prefix=None)
+            self._handle = self._running() or serve.run(
+                self._application(), name=self._cluster.ray_app, route_prefix=None
+            )
         except RuntimeError as error:
             raise ConfigError(
                 f"the replicas cannot be started: {_first_line(error)}; Ray's log on their machine says more"
             ) from error
 
+    @property
+    def _edition(self) -> str:
+        """Of lipsync and of all that replicas are given."""
+        settings = repr((lipsync.__version__, asdict(self._engine), asdict(self._cluster), self._models))
+        return hashlib.sha256(settings.encode()).hexdigest()[:12]
+
+    def _running(self) -> Any:
+        """The application, if another server has it running already, as this one would. One of another version or
+        configuration is replaced, replica by replica, and its servers go on with the new ones."""
+        from ray import serve
+
+        name = self._cluster.ray_app
+        ends = time.monotonic() + START_S
+        while time.monotonic() < ends:
+            app = serve.status().applications.get(name)
+            if app is None or app.status not in ("DEPLOYING", "RUNNING"):
+                return None
+            if app.status == "RUNNING":
+                handle = serve.get_app_handle(name)
+                edition = handle.edition.remote().result(timeout_s=START_S)
+                if edition == self._edition:
+                    return handle
+                logger.warning("%s runs in the cluster with other settings, or another version: replacing it", name)
+                return None
+            time.sleep(0.2)
+        return None
+
     def _application(self) -> Any:
-        """What Ray Serve is to run. Of one version and one configuration there is nothing new in it: servers that start
-        one after the other find it running, and one with another version or configuration replaces it bit by bit."""
+        """What Ray Serve is to run."""
         from ray import serve
         from ray.serve import config as serve_config
 
@@ -173,10 +223,9 @@ class RayApp:
                 policy_function=_path_of(QueuePolicy), policy_kwargs={"target_queue": cluster.ray_target_queue}
             ),
         )
-        settings = repr((lipsync.__version__, asdict(self._engine), asdict(cluster), self._models))
         deployment: Any = serve.deployment(
             name="engine",
-            version=hashlib.sha256(settings.encode()).hexdigest()[:12],
+            logging_config={"enable_access_log": False, "log_level": "WARNING"},
             autoscaling_config=scaling,
             max_ongoing_requests=MAX_CALLS,
             health_check_period_s=HEALTH_S,
@@ -185,21 +234,23 @@ class RayApp:
             ray_actor_options={"num_cpus": cluster.ray_cpus, "num_gpus": cluster.ray_gpus},
             request_router_config=configs.RequestRouterConfig(request_router_class=NamedReplicaRouter),
         )(EngineReplica)
-        return deployment.bind(self._engine, self._models, self._log_level)
+        return deployment.bind(self._engine, self._models, self._log_level, self._edition)
 
     def _disconnect(self) -> None:
         import ray
-        from ray import serve
 
-        from lipsync.cluster import router
+        from lipsync.cluster import membership
 
-        stop: Any = ray.shutdown  # Ray gives it no types
-        router.unwatch(self._cluster.ray_app)
-        if not ray.is_initialized():
-            return
-        if not self._cluster.ray_address:
-            serve.shutdown()
-        stop()
+        membership.unwatch(self._cluster.ray_app)
+        _say(logging.CRITICAL)  # its threads notice that Ray is gone
+        shutdown: Any = ray.shutdown  # Ray gives it no types
+        shutdown()
+
+
+def _say(level: int) -> None:
+    """How much Ray says in this process."""
+    for name in ("ray", "ray.serve"):
+        logging.getLogger(name).setLevel(level)
 
 
 def _path_of(what: type) -> str:

@@ -17,12 +17,17 @@ from lipsync.errors import DeviceError
 class EngineReplica:
     """An engine in a process of Ray's."""
 
-    def __init__(self, config: EngineConfig, models: str, log_level: str) -> None:
-        """`models`: the folder of models on this machine, too."""
+    def __init__(self, config: EngineConfig, models: str, log_level: str, edition: str) -> None:
+        """
+        Args:
+            models: the folder of models, on this machine too.
+            edition: tells servers whether it is what they would start themselves.
+        """
         # not above: the server imports this module, and needs neither torch nor an engine
         from lipsync.cluster.replica import Replica
         from lipsync.engine.engine import Engine
 
+        self._edition = edition
         logging.getLogger("lipsync").setLevel(log_level.upper())
         # Servers decide what is loaded and what is pinned here; they name packages, and this one loads them.
         engine = Engine(replace(config, load_on_demand=True, pinned=()), models=models)
@@ -37,9 +42,9 @@ class EngineReplica:
         """As of `lipsync.cluster.replica.Replica`."""
         return await self._replica.tell(server, replica, messages)
 
-    async def hello(self) -> str:
-        """Its id."""
-        return self._replica.id
+    async def edition(self) -> str:
+        """As it was given."""
+        return self._edition
 
     def check_health(self) -> None:
         """Asked by Ray Serve, which starts another replica in place of one that raises."""

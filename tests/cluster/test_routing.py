@@ -65,6 +65,12 @@ def test_the_order_of_replicas_makes_no_difference_to_where_models_go(some: list
     assert choose("anna", idle, target_queue=16) == choose("anna", idle[::-1], target_queue=16)
 
 
+@given(replicas)
+def test_whoever_keeps_count_of_holders_is_told_the_same(some: list[Replica]) -> None:
+    holders = [one for one in some if "anna" in one.models or "anna" in one.loading]
+    assert choose("anna", some, target_queue=16, holders=holders) == choose("anna", some, target_queue=16)
+
+
 def test_models_spread_over_replicas() -> None:
     n_models = Counter(home(model, IDS) for model in MODELS)
     assert set(n_models) == set(IDS)
