@@ -24,6 +24,8 @@ demo: $(VENV)/.done
 
 test: $(VENV)/.done
 	@sh tools/setup_chromium.sh
+	@sh tools/setup_nginx.sh
+	@PYTHON="$(PYTHON)" sh tools/setup_agents.sh
 	$(BIN)/python -m pytest
 
 # Some rows alone: make test-abuse ROWS=12,28. Another length of the soak, in minutes: make test-abuse SOAK=1.
@@ -53,7 +55,7 @@ check-generated: $(VENV)/.done
 
 clean:
 	rm -rf demo bench abuse dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+	find . -name __pycache__ -not -path './$(VENV)/*' -not -path './.venv-agents/*' -prune -exec rm -rf {} +
 
 clean-venv: clean
-	rm -rf $(VENV)
+	rm -rf $(VENV) .venv-agents
