@@ -99,6 +99,11 @@ class EngineConfig:
         "Folder where decoded videos and prepared frames are kept, mapped into memory: processes of one machine share "
         "them, and a restart does not decode again. Empty: each process has its own, in memory.",
     )
+    prepared_cache_mb: int = setting(
+        10240,
+        "MiB that this folder may hold: to make room, what no process uses goes, unused longest first; what still does "
+        "not fit stays in memory. 0 means no limit.",
+    )
     audio_encoder: str = setting(
         "", "Checkpoint of the audio encoder for live audio to models whose packages have none of their own."
     )
@@ -135,6 +140,7 @@ class EngineConfig:
         require(self.reload_s >= 0, f"reload_s is {self.reload_s:g}; expected 0 or more")
         require(self.jpeg_quality in JPEG_QUALITIES, f"jpeg_quality is {self.jpeg_quality}; expected 1 to 95")
         require(self.blend in BLENDS, f"blend is {self.blend!r}; expected {', '.join(BLENDS[:-1])} or {BLENDS[-1]}")
+        require(self.prepared_cache_mb >= 0, f"prepared_cache_mb is {self.prepared_cache_mb}; expected 0 or more")
         require(self.max_sessions >= 1, f"max_sessions is {self.max_sessions}; expected at least 1")
         require(self.session_audio_s >= 1, f"session_audio_s is {self.session_audio_s:g}; expected at least 1")
         require(self.session_idle_s > 0, f"session_idle_s is {self.session_idle_s:g}; expected more than 0")
@@ -276,6 +282,10 @@ class ClusterConfig:
     def __post_init__(self) -> None:
         require(1 <= self.workers <= 256, f"workers is {self.workers}; expected 1 to 256")
         require(self.backend in BACKENDS, f"backend is {self.backend!r}; expected local or ray")
+        require(
+            self.workers == 1 or self.backend == "local" or bool(self.ray_address),
+            "several workers need a Ray cluster that they share; name it: --ray-address",
+        )
         require(
             MODEL_NAME.fullmatch(self.ray_app) is not None,
             f"ray_app is {self.ray_app!r}; expected 1 to 64 characters of A-Z a-z 0-9 . _ -",

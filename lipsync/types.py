@@ -219,6 +219,7 @@ class LoadedPart:
         file_bytes: on disk.
         memory_bytes: in memory; 0 where it is mapped from disk.
         load_ms: how long it took; videos decode side by side.
+        mapped_bytes: mapped from disk: memory of the system's, once for all processes, and given up when it is short.
     """
 
     role: str
@@ -226,6 +227,7 @@ class LoadedPart:
     file_bytes: int
     memory_bytes: int
     load_ms: float
+    mapped_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

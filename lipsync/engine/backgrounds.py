@@ -1,8 +1,10 @@
 """The whole frames of a model, less their faces: encoded once for a JPEG quality, while its video decodes.
 
-Nothing decoded is kept but a ring around each face. Filling goes on behind a model that serves already: whoever needs a
-frame that is not there yet waits for it. (Not at a lower priority: encoding holds Python's lock, and
-whoever is kept from running keeps it.)
+Nothing decoded is kept but a ring around each face. With a prepared cache (`prepared_backgrounds.py`) what was encoded
+goes there in the end, and is mapped: it takes no memory of this process any more.
+
+Filling goes on behind a model that serves already: whoever needs a frame that is not there yet waits for it. (Not at a
+lower priority: encoding holds Python's lock, and whoever is kept from running keeps it.)
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import threading
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from lipsync.engine.compositor import FrameRing
 from lipsync.engine.jpeg import JpegBackground, aligned_region
@@ -20,6 +23,9 @@ from lipsync.engine.memory import trim_heap
 from lipsync.engine.rectangles import Rectangle
 from lipsync.engine.video import DecodingStopped, UInt8, VideoInfo, for_each_frame
 from lipsync.errors import EngineClosedError, InternalError, LipsyncError, OverloadedError
+
+if TYPE_CHECKING:
+    from lipsync.engine.prepared_backgrounds import MappedBackgrounds, PreparedBackgrounds
 
 logger = logging.getLogger(__name__)
 
@@ -46,15 +52,34 @@ class Background:
 
 
 class BackgroundTrack:
-    """All backgrounds of one quality, in the order in which they come. Thread-safe."""
+    """All backgrounds of one quality, in the order in which they come. Thread-safe.
+
+    Attributes:
+        nbytes: of those in this process's memory.
+        mapped_bytes: of all of them if they are mapped instead.
+        settled: whether nothing of that will change any more.
+    """
 
     def __init__(self, n_frames: int) -> None:
         self._lock = threading.Lock()
         self._n_frames = n_frames
-        self._frames: list[Background] = []
+        self._made: list[Background] = []
+        self._frames: Sequence[Background] = self._made
         self._waiting: dict[int, Future[None]] = {}
         self._error: LipsyncError | None = None
         self.nbytes = 0
+        self.mapped_bytes = 0
+        self.settled = False
+
+    @property
+    def frames(self) -> Sequence[Background]:
+        """Those that are there."""
+        return self._frames
+
+    @property
+    def awaited(self) -> bool:
+        """Whether anybody waits for a frame."""
+        return bool(self._waiting)
 
     @property
     def complete(self) -> bool:
@@ -72,11 +97,21 @@ class BackgroundTrack:
     def add(self, background: Background) -> None:
         """The next frame's."""
         with self._lock:
-            self._frames.append(background)
+            self._made.append(background)
             self.nbytes += background.nbytes
-            waiting = self._waiting.pop(len(self._frames) - 1, None)
+            waiting = self._waiting.pop(len(self._made) - 1, None)
         if waiting is not None:
             waiting.set_result(None)
+
+    def adopt(self, frames: MappedBackgrounds) -> None:
+        """All of them, mapped, in place of those that were made."""
+        with self._lock:
+            self._frames, self._made = frames, []
+            self.nbytes, self.mapped_bytes = 0, frames.nbytes
+            waiting = list(self._waiting.values())
+            self._waiting.clear()
+        for future in waiting:
+            future.set_result(None)
 
     def fail(self, error: LipsyncError) -> None:
         """No more will come: `get` raises this error from now on."""
@@ -115,17 +150,25 @@ class BackgroundTrack:
 class Backgrounds:
     """The backgrounds of one model, by JPEG quality."""
 
-    def __init__(self, video: VideoInfo, rectangles: Sequence[Rectangle], quality: int) -> None:
+    def __init__(
+        self,
+        video: VideoInfo,
+        rectangles: Sequence[Rectangle],
+        quality: int,
+        prepared: PreparedBackgrounds | None = None,
+    ) -> None:
         """Begins to fill.
 
         Args:
             video: of the whole frames.
             rectangles: of each frame's crop.
             quality: that is filled first, and always kept.
+            prepared: where they may be already, and go to.
         """
         self._video = video
         self._rectangles = rectangles
         self._quality = quality
+        self._prepared = prepared
         self._tracks: dict[int, BackgroundTrack] = {}  # the one used last at the end
         self._lock = threading.Lock()
         self._stop = threading.Event()
@@ -160,6 +203,25 @@ class Backgrounds:
         return track
 
     def _fill(self, track: BackgroundTrack, quality: int) -> None:
+        def prepare(video: VideoInfo) -> None:
+            self._prepare(track, quality, video)
+
+        try:
+            if self._prepared is None:
+                prepare(self._video)
+            else:
+                self._prepared.fill(track, quality, prepare, stop=self._stop, hurry=self._awaited)
+        except DecodingStopped:
+            track.fail(EngineClosedError("the model was unloaded while the frame was being prepared"))
+        except LipsyncError as error:
+            logger.error("frames from %d on cannot be prepared: %s", len(track.frames), error)
+            track.fail(error)
+        except Exception as error:
+            track.fail(InternalError.logged(error, f"preparing frame {len(track.frames)}"))
+        track.settled = True
+        trim_heap()
+
+    def _prepare(self, track: BackgroundTrack, quality: int, video: VideoInfo) -> None:
         done = 0
 
         def keep(frame: UInt8) -> None:
@@ -174,27 +236,35 @@ class Backgrounds:
             if done % TRIM_EVERY == 0:
                 trim_heap()
 
-        try:
-            for_each_frame(self._video, keep, stop=self._stop)
-        except DecodingStopped:
-            track.fail(EngineClosedError("the model was unloaded while the frame was being prepared"))
-        except LipsyncError as error:
-            logger.error("frames from %d on cannot be prepared: %s", done, error)
-            track.fail(error)
-        except Exception as error:
-            track.fail(InternalError.logged(error, f"preparing frame {done}"))
-        trim_heap()
+        for_each_frame(video, keep, stop=self._stop)
+
+    def _awaited(self) -> bool:
+        """Whether anybody waits for a frame: of another quality too, for they are filled one after another."""
+        return any(track.awaited for track in list(self._tracks.values()))
 
     @property
     def nbytes(self) -> int:
-        """Bytes kept so far."""
+        """Bytes kept in memory so far."""
         return sum(track.nbytes for track in list(self._tracks.values()))
 
     @property
+    def mapped_bytes(self) -> int:
+        """Bytes that are mapped instead."""
+        return sum(track.mapped_bytes for track in list(self._tracks.values()))
+
+    @property
     def expected_nbytes(self) -> int:
-        """Bytes that will be kept once all are filled, about."""
+        """Bytes that will be kept in memory once all are filled, about."""
         guess = int(len(self._rectangles) * self._video.width * self._video.height * BYTES_PER_PIXEL)
-        return sum(guess if (n := track.expected_nbytes) is None else n for track in list(self._tracks.values()))
+        return sum(
+            guess if (n := track.expected_nbytes) is None else n
+            for track in list(self._tracks.values())
+            if not self._will_be_mapped(track)
+        )
+
+    def _will_be_mapped(self, track: BackgroundTrack) -> bool:
+        """As far as is known: until it is filled it takes memory all the same."""
+        return not track.settled and self._prepared is not None and self._prepared.expected
 
     def stop(self) -> None:
         """Stop filling; whoever waits gets EngineClosedError soon."""

@@ -116,14 +116,15 @@ def least_used(candidates: Iterable[Candidate], *, n_models: int, n_bytes: int) 
     return names, n_models <= 0 and n_bytes <= 0
 
 
-def estimate_bytes(package: ModelPackage) -> int:
+def estimate_bytes(package: ModelPackage, *, crops_mapped: bool = False, whole_mapped: bool = False) -> int:
     """What a package will keep in memory once it is loaded, its whole frames are prepared and its audio encoder is
-    read, about."""
+    read, about. What is mapped counts for nothing: the system shares it between processes, and takes it back."""
     crops, body = package.videos["crops_328"], package.videos["full_body"]
     features = 0 if package.features_memory_mapped else package.features.nbytes
     network: int = sum(tensor.numel() * tensor.element_size() for tensor in package.network.state_dict().values())
-    whole = int(body.frame_count * body.width * body.height * BYTES_PER_PIXEL)
-    return crops.decoded_bytes + features + network + whole + package.sizes.get("audio_encoder", 0)
+    whole = 0 if whole_mapped else int(body.frame_count * body.width * body.height * BYTES_PER_PIXEL)
+    faces = 0 if crops_mapped else crops.decoded_bytes
+    return faces + features + network + whole + package.sizes.get("audio_encoder", 0)
 
 
 @dataclass

@@ -23,10 +23,12 @@ from lipsync.engine.jpeg import encode_jpeg, mix_jpegs
 from lipsync.engine.memory import return_free_memory
 from lipsync.engine.observer import EngineObserver, Unobserved
 from lipsync.engine.package import ModelPackage
+from lipsync.engine.prepared import PreparedCache
+from lipsync.engine.prepared_backgrounds import PreparedBackgrounds
+from lipsync.engine.prepared_videos import decode_prepared
 from lipsync.engine.rectangles import Rectangle
 from lipsync.engine.runtime import ChosenRuntime, FaceSet, choose_runtime, device_errors
 from lipsync.engine.statistics import FrameStatistics
-from lipsync.engine.video import decode_videos
 from lipsync.types import Bounds, Frame, LoadedPart, Output, StepTimes
 
 USED_VIDEOS = ("full_body", "crops_328")
@@ -110,6 +112,7 @@ class ModelOptions:
         memory_budget_bytes: up to which features of the encoder may be kept; 0 keeps none.
         blend: how a face meets the crop around it: hard, feather or matched.
         observer: is told of its batches.
+        prepared: what is decoded and prepared may be there already, and goes there.
     """
 
     device: torch.device
@@ -119,6 +122,7 @@ class ModelOptions:
     memory_budget_bytes: int = 0
     blend: str = HARD
     observer: EngineObserver = Unobserved()
+    prepared: PreparedCache | None = None
 
 
 class Model:
@@ -132,6 +136,9 @@ class Model:
         chosen: ChosenRuntime,
         jpeg_quality: int,
         times_ms: dict[str, float],
+        *,
+        crops_mapped: bool = False,
+        prepared: PreparedCache | None = None,
     ) -> None:
         """Begins to prepare the whole frames: until then the network had all cores for itself."""
         self.name = name
@@ -154,7 +161,10 @@ class Model:
         # A runtime that resizes has crops of its own, on its device.
         self._crops: npt.NDArray[np.uint8] | None = None if chosen.runtime.resizes else faces.crops.numpy()
         self._rectangles = _as_tuples(package.rectangles)
-        self._backgrounds = Backgrounds(package.videos["full_body"], self._rectangles, jpeg_quality)
+        self._crops_mapped = crops_mapped
+        body = package.videos["full_body"]
+        shared = None if prepared is None else PreparedBackgrounds(prepared, body, self._rectangles)
+        self._backgrounds = Backgrounds(body, self._rectangles, jpeg_quality, shared)
 
     @classmethod
     def load(
@@ -173,12 +183,15 @@ class Model:
         is told to whoever asks for it.
         """
         start = time.perf_counter()
-        crops = decode_videos(
-            {"crops_328": package.videos["crops_328"]},
+        decoded_crops = decode_prepared(
+            "crops_328",
+            package.videos["crops_328"],
+            options.prepared,
             pin_memory=options.device.type == "cuda",
             progress=progress,
             stop=stop,
-        )["crops_328"]
+        )
+        crops = decoded_crops.frames
         decoded = time.perf_counter()
 
         def windows(frame_ids: Sequence[int]) -> torch.Tensor:
@@ -203,7 +216,11 @@ class Model:
         # The runtime has weights of its own: these would be kept twice. Their shapes stay.
         package.network.to("meta")
         return_free_memory()
-        model = cls(name, package, faces, chosen, options.jpeg_quality, times_ms)
+        model = cls(
+            *(name, package, faces, chosen, options.jpeg_quality, times_ms),
+            crops_mapped=decoded_crops.mapped,
+            prepared=options.prepared,
+        )
         model.observer = options.observer
         return model
 
@@ -225,16 +242,20 @@ class Model:
 
     @property
     def parts(self) -> tuple[LoadedPart, ...]:
-        """What it was made from, and the memory that each keeps now; whole frames add to it until all are prepared."""
-        memory = {
-            "full_body": self._backgrounds.nbytes,
-            "crops_328": 0 if self._crops is None else self._crops.nbytes,
-            "audio": 0 if self.package.features_memory_mapped else self.package.features.nbytes,
-            "network": self.runtime.nbytes,
+        """What it was made from, and the memory that each keeps now; whole frames add to it until all are prepared, and
+        with a prepared cache are mapped then."""
+        crops = 0 if self._crops is None else self._crops.nbytes
+        features = self.package.features.nbytes
+        features_mapped = self.package.features_memory_mapped
+        memory = {  # of this process, and mapped
+            "full_body": (self._backgrounds.nbytes, self._backgrounds.mapped_bytes),
+            "crops_328": (0, crops) if self._crops_mapped else (crops, 0),
+            "audio": (0, features) if features_mapped else (features, 0),
+            "network": (self.runtime.nbytes, 0),
         }
         return tuple(
-            LoadedPart(role, self._details[role], self.package.sizes[role], n_bytes, self._times_ms[role])
-            for role, n_bytes in memory.items()
+            LoadedPart(role, self._details[role], self.package.sizes[role], own, self._times_ms[role], mapped)
+            for role, (own, mapped) in memory.items()
         )
 
     @property

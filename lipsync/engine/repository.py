@@ -30,6 +30,7 @@ from lipsync.engine.lifecycle import Candidate, Source, Version, Watch, estimate
 from lipsync.engine.model import Model, ModelOptions, Progress
 from lipsync.engine.observer import EngineObserver
 from lipsync.engine.package import Fingerprint, ModelPackage, check_folder, find_fingerprint
+from lipsync.engine.prepared import PreparedCache
 from lipsync.engine.runtime import device_errors
 from lipsync.engine.video import DecodingStopped
 from lipsync.errors import (
@@ -108,7 +109,8 @@ class Repository:
         users: Users,
         observer: EngineObserver,
     ) -> None:
-        """Raises ConfigError if models are to be loaded on demand, but from nowhere."""
+        """Raises ConfigError if models are to be loaded on demand, but from nowhere; or the prepared cache cannot be
+        used."""
         if config.load_on_demand and folder is None:
             raise ConfigError("load_on_demand is on, but there is no folder of models to load from; name one: models")
         self._config = config
@@ -126,6 +128,7 @@ class Repository:
         self._uses = itertools.count(1)
         self._watch = Watch()
         self._watcher: asyncio.Task[None] | None = None
+        self._prepared = _open_prepared(config)
         self._threads = ThreadPoolExecutor(LOADS_AT_A_TIME, "lipsync-load")
         self._closed = False
 
@@ -269,7 +272,7 @@ class Repository:
                     if stop.is_set():
                         raise DecodingStopped
                     if self._makes_room:
-                        room = self._make_room(name, estimate_bytes(package))
+                        room = self._make_room(name, self._estimate_bytes(package))
                         asyncio.run_coroutine_threadsafe(room, loop).result()
                     model = Model.load(name, package, self._model_options(), progress=progress, stop=stop)
                 except BaseException:
@@ -282,6 +285,10 @@ class Repository:
         except Exception as error:
             raise InternalError.logged(error, f"loading {name}") from error
 
+    def _estimate_bytes(self, package: ModelPackage) -> int:
+        mapped = self._prepared is not None and self._prepared.stores
+        return estimate_bytes(package, crops_mapped=mapped and self._device.type == "cpu", whole_mapped=mapped)
+
     def _model_options(self) -> ModelOptions:
         sizes = [size for size in BATCH_SIZES if size < self._config.max_batch_size]
         return ModelOptions(
@@ -292,6 +299,7 @@ class Repository:
             memory_budget_bytes=self._config.memory_budget_mb * MIB,
             blend=self._config.blend,
             observer=self._observer,
+            prepared=self._prepared,
         )
 
     def _loaded(self, name: str, work: asyncio.Future[Model]) -> None:
@@ -518,6 +526,14 @@ class Repository:
         for model in models:
             await asyncio.to_thread(model.close)
         await asyncio.to_thread(self._threads.shutdown)
+        if self._prepared is not None:
+            self._prepared.close()
+
+
+def _open_prepared(config: EngineConfig) -> PreparedCache | None:
+    if not config.prepared_cache:
+        return None
+    return PreparedCache.open(config.prepared_cache, limit_mb=config.prepared_cache_mb)
 
 
 def _find_source(path: str | os.PathLike[str], below: str | os.PathLike[str] | None) -> Source:

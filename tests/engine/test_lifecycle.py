@@ -122,3 +122,6 @@ def test_an_estimate_counts_what_is_decoded(tmp_path: Path) -> None:
     crops, network = 12 * 328 * 328 * 3, sum(p.numel() * 4 for p in package.network.parameters())
     known = crops + network + (folder / "audio_encoder.safetensors").stat().st_size
     assert known < estimate_bytes(package) < known + 12 * 640 * 360
+    all_of_it, less_crops = estimate_bytes(package), estimate_bytes(package, crops_mapped=True)
+    assert all_of_it - less_crops == crops
+    assert 0 < less_crops - estimate_bytes(package, crops_mapped=True, whole_mapped=True) < 12 * 640 * 360

@@ -407,9 +407,9 @@ async def test_a_model_counts_until_its_memory_is_back(models: Path, monkeypatch
     estimated = threading.Event()
     real_load, real_estimate = Model.load, repository.estimate_bytes
 
-    def estimate(package: ModelPackage) -> int:
+    def estimate(package: ModelPackage, **mapped: bool) -> int:
         estimated.set()
-        return real_estimate(package)
+        return real_estimate(package, **mapped)
 
     async with Engine(config(models_budget_mb=3, max_batch_size=1)) as engine:
         await engine.load(models / "anna")
