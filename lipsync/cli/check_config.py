@@ -13,9 +13,11 @@ from rich.text import Text
 from lipsync.cli.doctor import COLOURS, Finding
 from lipsync.cli.serve import models_folder, packages_in
 from lipsync.cli.terminal import add_row, console, count, make_table
-from lipsync.config import EngineConfig, ServerConfig
+from lipsync.cli.worker_cores import own_cores, share_of
+from lipsync.config import ClusterConfig, EngineConfig, ServerConfig
 from lipsync.engine.runtime import resolve_device, runtime_names
 from lipsync.errors import ConfigError, LipsyncError
+from lipsync.transport.listening import check_reuse
 from lipsync.transport.security import ServerTLS, Tokens, check_addresses
 from lipsync.transport.server import NO_AIOHTTP
 
@@ -24,13 +26,15 @@ SOON_DAYS = 14
 """A certificate that ends sooner is told of."""
 
 
-def check_config(engine: EngineConfig, server: ServerConfig, origins: Mapping[str, str]) -> bool:
+def check_config(
+    engine: EngineConfig, server: ServerConfig, cluster: ClusterConfig, origins: Mapping[str, str]
+) -> bool:
     """Print every setting with where it comes from, and look at what they name. Returns False if anything is wrong.
 
     No setting holds a secret: certificates, keys and tokens are files, of which the names are shown.
     """
     settings = make_table("settings", "setting", "value", "from")
-    for name, value in (asdict(server) | asdict(engine)).items():
+    for name, value in (asdict(server) | asdict(engine) | asdict(cluster)).items():
         shown = ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
         add_row(settings, name, shown.lower() if isinstance(value, bool) else shown, origins[name])
     console.print(settings)
@@ -39,6 +43,7 @@ def check_config(engine: EngineConfig, server: ServerConfig, origins: Mapping[st
     good = True
     checks: dict[str, Callable[[], Iterator[Finding]]] = {
         "addresses": lambda: _addresses(server),
+        "workers": lambda: _workers(cluster),
         "TLS": lambda: _tls(server),
         "tokens": lambda: _tokens(server),
         "models": lambda: _models(engine, server),
@@ -70,6 +75,13 @@ def _addresses(server: ServerConfig) -> Iterator[Finding]:
     browsers = f", for browsers {', '.join(map(str, web))}" if web else ""
     insecure = ", insecure" if server.insecure else ""
     yield Finding("addresses", "ok", f"{server.host}, port {server.port}{browsers}{insecure}")
+
+
+def _workers(cluster: ClusterConfig) -> Iterator[Finding]:
+    if cluster.workers > 1:
+        check_reuse()
+        cores = len(share_of(0, cluster.workers, own_cores()))
+        yield Finding("workers", "ok", f"{cluster.workers} on the same ports, {count(cores, 'core')} each")
 
 
 def _tls(server: ServerConfig) -> Iterator[Finding]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -73,19 +74,43 @@ def serve(termination: Termination, /, config_file: Path | None, check_config: b
     if check_config:
         from lipsync.cli.check_config import check_config as run_check_config
 
-        sys.exit(0 if run_check_config(engine_config, server_config, setting_origins(config_file, options)) else 1)
+        origins = setting_origins(config_file, options)
+        sys.exit(0 if run_check_config(engine_config, server_config, cluster_config, origins) else 1)
+    drained = True
     with contextlib.suppress(Terminated):  # how a server is meant to end, however early: no error
-        from lipsync.cli.serve import find_packages, run_server
-        from lipsync.engine.runtime import resolve_device
-        from lipsync.transport.security import Security
-
         termination.check()
-        # said before packages are loaded, and that of the demo is built
-        Security.of(server_config)
-        resolve_device(engine_config.device)
-        server_config, packages = find_packages(server_config, termination)
-        asyncio.run(run_server(engine_config, server_config, packages, termination))
+        if cluster_config.workers > 1:
+            from lipsync.cli.worker_process import run_local
+            from lipsync.cli.workers import run_workers
+
+            run = partial(run_local, engine_config)
+            if cluster_config.backend == "ray":
+                from lipsync.cli.serve_ray import run_ray_worker
+
+                run = partial(run_ray_worker, engine_config, cluster_config)
+            drained = run_workers(run, cluster_config.workers, server_config, termination)
+        elif cluster_config.backend == "ray":
+            from lipsync.cli.serve import find_packages
+            from lipsync.cli.serve_ray import run_ray_server
+            from lipsync.transport.security import Security
+
+            Security.of(server_config)
+            server_config, packages = find_packages(server_config, termination)
+            asyncio.run(run_ray_server(engine_config, server_config, cluster_config, packages, termination))
+        else:
+            from lipsync.cli.serve import find_packages, run_server
+            from lipsync.engine.runtime import resolve_device
+            from lipsync.transport.security import Security
+
+            termination.check()
+            # said before packages are loaded, and that of the demo is built
+            Security.of(server_config)
+            resolve_device(engine_config.device)
+            server_config, packages = find_packages(server_config, termination)
+            asyncio.run(run_server(engine_config, server_config, packages, termination))
     print("stopped")
+    if not drained:
+        sys.exit(1)
 
 
 @cli.command()
@@ -511,3 +536,149 @@ def doctor(port: int) -> None:
     from lipsync.cli.doctor import run_doctor
 
     sys.exit(0 if run_doctor(port) else 1)
+
+
+SHARE = click.FloatRange(0, 1)
+POSITIVE = click.FloatRange(0, min_open=True)
+
+
+@cli.command()
+@click.option(
+    "--results",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=Path("bench/results.json"),
+    show_default=True,
+    help="What lipsync bench measured, on a machine like those to come.",
+)
+@click.option("--people", type=click.IntRange(min=1), required=True, help="Models that there are.")
+@click.option("--streams", type=click.IntRange(min=1), required=True, help="Streams at a time.")
+@click.option("--fps", type=POSITIVE, default=25.0, show_default=True, help="Frames a second of a stream.")
+@click.option(
+    "--speaking", type=SHARE, default=0.6, show_default=True, help="Share of a stream in which the person speaks."
+)
+@click.option("--frames", "n_frames", type=click.IntRange(min=1), help="Of a person's video; those that were measured.")
+@click.option("--resident", type=SHARE, default=1.0, show_default=True, help="Share of the people kept in memory.")
+@click.option("--zipf", type=click.FloatRange(0), default=1.0, show_default=True, help="How unequal popularity is.")
+@click.option("--use", type=SHARE, default=0.7, show_default=True, help="Share of GPUs and cores that is planned with.")
+@click.option("--network-use", type=SHARE, default=0.7, show_default=True, help="The same of the network.")
+@click.option("--memory-use", type=SHARE, default=0.9, show_default=True, help="The same of memory.")
+@click.option("--spare", type=click.IntRange(min=0), default=1, show_default=True, help="Machines that may fail.")
+@click.option("--cores", type=click.IntRange(min=1), required=True, help="Of a machine.")
+@click.option("--memory-gb", type=POSITIVE, required=True, help="Of a machine.")
+@click.option("--network-gbits", type=POSITIVE, default=10.0, show_default=True, help="Of a machine, each way.")
+@click.option("--gpus", type=click.IntRange(min=0), default=0, show_default=True, help="Of a machine.")
+@click.option("--gpu-memory-gb", type=click.FloatRange(0), default=0.0, help="Of each GPU.")
+@click.option("--price", "price_per_hour", type=click.FloatRange(0), help="Of a machine, for an hour.")
+@click.option("--network-ms", type=POSITIVE, help="Instead of what was measured: of a GPU, or of a core, a frame.")
+@click.option("--finish-ms", type=POSITIVE, help="The same, of a core, to composite and encode a frame.")
+@click.option("--transport-ms", type=POSITIVE, help="The same, to send it.")
+@click.option("--hear-ms", type=POSITIVE, help="The same, to hear its audio.")
+@click.option("--frame-bytes", type=POSITIVE, help="The same, of its JPEG.")
+@click.option("--model-mb", type=POSITIVE, help="The same, of memory for a model.")
+@click.option("--gpu-model-mb", type=POSITIVE, help="The same, of a GPU's memory.")
+@click.option("--process-mb", type=POSITIVE, help="The same, of memory for a replica without models.")
+@click.option("--load-s", type=POSITIVE, help="The same, to load a model.")
+@click.option("--package-mb", type=POSITIVE, help="The same, that are read for it.")
+@click.option("--simulate", "simulated", is_flag=True, help="Simulate it too: a minute for 100,000 streams.")
+@click.option("--duration", "mean_s", type=POSITIVE, default=300.0, show_default=True, help="Of a stream, in seconds.")
+@click.option(
+    "--durations",
+    type=click.Choice(["exponential", "lognormal", "fixed"]),
+    default="exponential",
+    show_default=True,
+    help="How they are distributed.",
+)
+@click.option("--target-queue", type=click.IntRange(min=1), help="Simulate with this instead of the proposed setting.")
+@click.option(
+    "--pinned", type=click.IntRange(min=0), default=0, show_default=True, help="People who are never put out."
+)
+@click.option(
+    "--start-up", "start_up_s", type=click.FloatRange(0), default=60.0, show_default=True, help="Of a replica."
+)
+@click.option(
+    "--mtbf-hours", "mtbf_h", type=click.FloatRange(0), default=720.0, show_default=True, help="Of a replica."
+)
+@click.option("--seconds", type=POSITIVE, default=600.0, show_default=True, help="Simulated, after it has settled.")
+@click.option("--seed", type=int, default=1, show_default=True, help="The same seed gives the same simulation.")
+@click.option("--json", "as_json", is_flag=True, help="For programs: one JSON object.")
+def capacity(
+    results: Path,
+    people: int,
+    streams: int,
+    fps: float,
+    speaking: float,
+    n_frames: int | None,
+    resident: float,
+    zipf: float,
+    use: float,
+    network_use: float,
+    memory_use: float,
+    spare: int,
+    cores: int,
+    memory_gb: float,
+    network_gbits: float,
+    gpus: int,
+    gpu_memory_gb: float,
+    price_per_hour: float | None,
+    simulated: bool,
+    mean_s: float,
+    durations: str,
+    target_queue: int | None,
+    pinned: int,
+    start_up_s: float,
+    mtbf_h: float,
+    seconds: float,
+    seed: int,
+    as_json: bool,
+    **given: float | None,
+) -> None:
+    """How many machines it takes: for so many people and streams, at the costs that lipsync bench measured.
+
+    Says which resource decides, what is left of the others, and what was assumed. With --simulate, streams come, are
+    routed, models are loaded and put out, and replicas fail, with the code that decides it in a cluster: how many
+    streams wait, and how long.
+
+    \b
+    lipsync capacity --people 10000 --streams 100000 --cores 64 --memory-gb 128
+    """
+    from lipsync.capacity.plan import Machine, Target
+    from lipsync.cli.capacity import run_capacity
+
+    run_capacity(
+        results,
+        Target(
+            people=people,
+            streams=streams,
+            fps=fps,
+            speaking=speaking,
+            resident=resident,
+            zipf=zipf,
+            use=use,
+            network_use=network_use,
+            memory_use=memory_use,
+            spare=spare,
+        ),
+        Machine(
+            cores=cores,
+            memory_gb=memory_gb,
+            network_gbits=network_gbits,
+            gpus=gpus,
+            gpu_memory_gb=gpu_memory_gb,
+            price_per_hour=price_per_hour,
+        ),
+        given,
+        n_frames=n_frames,
+        scenario={
+            "durations": durations,
+            "mean_s": mean_s,
+            "target_queue": target_queue,
+            "pinned": pinned,
+            "start_up_s": start_up_s,
+            "mtbf_h": mtbf_h,
+            "seconds": seconds,
+            "seed": seed,
+        }
+        if simulated
+        else None,
+        as_json=as_json,
+    )

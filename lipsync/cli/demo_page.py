@@ -7,7 +7,8 @@ import sys
 import webbrowser
 from pathlib import Path
 
-from lipsync.cli.serve import page_urls, run_server
+from lipsync.cli.announcing import page_urls
+from lipsync.cli.serve import run_server
 from lipsync.cli.stopping import Termination
 from lipsync.cli.terminal import console
 from lipsync.config import EngineConfig, ServerConfig
@@ -23,7 +24,7 @@ async def run_page(package: Path, termination: Termination) -> None:
 
 
 def _open_page(server: Server) -> None:
-    url = page_urls(server)[0]
+    url = page_urls(server.web_addresses, server.security)[0]
     # without a screen a browser might open in this very terminal
     has_screen = sys.platform in ("darwin", "win32") or any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY")))
     opened = has_screen and webbrowser.open(url)

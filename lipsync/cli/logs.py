@@ -19,7 +19,7 @@ from pythonjsonlogger.json import JsonFormatter
 from lipsync.config import ServerConfig
 from lipsync.transport.calls import CALL
 
-FIELDS = ("request_id", "method", "peer", "identity", "model", "code", "duration_ms", "reason", "suppressed")
+FIELDS = ("worker", "request_id", "method", "peer", "identity", "model", "code", "duration_ms", "reason", "suppressed")
 """What a record may have beside its time, level, logger and message."""
 BURST = 20
 """Records of one kind that are told in an interval; further ones are counted."""
@@ -41,13 +41,16 @@ BAR = "  | "
 """Before each line of a traceback in text."""
 
 
-def configure(config: ServerConfig, *, stream: TextIO | None = None) -> None:
-    """Send what all loggers of this process say to a stream, by default stderr, instead of wherever it went before."""
+def configure(config: ServerConfig, *, worker: int | None = None, stream: TextIO | None = None) -> None:
+    """Send what all loggers of this process say to a stream, by default stderr, instead of wherever it went before.
+
+    `worker` is the number of this process, where several serve together.
+    """
     stream = stream or sys.stderr
     as_text = config.log_format == "text" or (config.log_format == "auto" and stream.isatty())
     handler = logging.StreamHandler(stream)
     handler.setFormatter(TextFormatter() if as_text else JsonLines())
-    handler.addFilter(CallFields())
+    handler.addFilter(CallFields(worker))
     handler.addFilter(RateLimit())
     root = logging.getLogger()
     for before in root.handlers[:]:
@@ -60,9 +63,15 @@ def configure(config: ServerConfig, *, stream: TextIO | None = None) -> None:
 
 
 class CallFields(logging.Filter):
-    """Adds whose call a record belongs to: the one that is being answered where it was written."""
+    """Adds whose call a record belongs to: the one that is being answered where it was written. And the worker."""
+
+    def __init__(self, worker: int | None = None) -> None:
+        super().__init__()
+        self._worker = worker
 
     def filter(self, record: logging.LogRecord) -> bool:
+        if self._worker is not None:
+            record.worker = self._worker
         call = CALL.get(None)
         if call is not None:
             record.request_id, record.peer = call.request_id, call.peer

@@ -5,33 +5,34 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib.util
-import logging
 from collections.abc import AsyncIterator
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 import torch
 
 import lipsync
-from lipsync.cli.terminal import error_console
+from lipsync.cli.announcing import admits, has_metrics, metrics_url
 from lipsync.config import ServerConfig
-from lipsync.engine.engine import Engine
 from lipsync.engine.observer import EngineObserver, EngineObservers
-from lipsync.errors import PermissionDeniedError, UnauthenticatedError
 from lipsync.transport.access_log import AccessLog
-from lipsync.transport.address import format_address
 from lipsync.transport.calls import Observer
 from lipsync.transport.observers import Observers
 from lipsync.transport.server import Server
-from lipsync.transport.tokens import METRICS_PATH
+from lipsync.types import EngineUsage
 
 if TYPE_CHECKING:
     from lipsync.transport.exporter import Exporter
     from lipsync.transport.metrics import Metrics
 
-logger = logging.getLogger(__name__)
 
-NO_METRICS = "no metrics: prometheus-client is not installed; pip install 'lipsync-server[metrics]' or say --no-metrics"
+class Observed(Protocol):
+    """An engine, or many of them."""
+
+    @property
+    def device(self) -> str: ...
+
+    def usage(self) -> EngineUsage: ...
 
 
 class Observing:
@@ -41,27 +42,25 @@ class Observing:
         of_engine, of_calls: for `Engine` and `serve`.
     """
 
-    def __init__(self, config: ServerConfig) -> None:
-        """Raises ConfigError if the metrics' port cannot be had."""
-        self._config = config
+    def __init__(self, config: ServerConfig, *, worker: bool = False) -> None:
+        """A worker's metrics are exposed by its parent. Raises ConfigError if the metrics' port cannot be had."""
         self._server: Server | None = None
         self._metrics: Metrics | None = None
         self._exporter: Exporter | None = None
         of_calls: list[Observer] = [AccessLog()]
         of_engine: list[EngineObserver] = []
-        if config.metrics and importlib.util.find_spec("prometheus_client") is None:
-            error_console.print(NO_METRICS, markup=False, soft_wrap=True)
-        elif config.metrics:
+        if has_metrics(config):
             from lipsync.transport.exporter import Exporter
             from lipsync.transport.metrics import Metrics
 
-            self._metrics = Metrics()
-            self._exporter = Exporter(
-                self._metrics.registry,
-                host=config.metrics_host,
-                port=config.metrics_port,
-                admits=self._admits if config.tokens else None,
-            )
+            self._metrics = Metrics(shared=worker)
+            if not worker:
+                self._exporter = Exporter(
+                    self._metrics.registry,
+                    host=config.metrics_host,
+                    port=config.metrics_port,
+                    admits=self._admits if config.tokens else None,
+                )
             of_calls.append(self._metrics)
             of_engine.append(self._metrics)
         if importlib.util.find_spec("opentelemetry") is not None:
@@ -88,9 +87,7 @@ class Observing:
     @property
     def url(self) -> str:
         """Of the metrics; empty if there are none."""
-        if self._exporter is None:
-            return ""
-        return f"http://{format_address(*self._exporter.address)}{METRICS_PATH}"
+        return "" if self._exporter is None else metrics_url(self._exporter.address)
 
     def serves(self, server: Server) -> None:
         """Have metrics tell of a server that listens now."""
@@ -99,7 +96,7 @@ class Observing:
             self._metrics.set_connections(lambda: server.n_connections)
 
     @contextlib.asynccontextmanager
-    async def looking(self, engine: Engine) -> AsyncIterator[None]:
+    async def looking(self, engine: Observed) -> AsyncIterator[None]:
         """Have metrics tell of an engine, and of the event loop that this is called in."""
         if self._metrics is None:
             yield
@@ -114,11 +111,4 @@ class Observing:
 
     def _admits(self, authorization: str) -> bool:
         """With the tokens that the server knows; before it listens, nobody."""
-        tokens = None if self._server is None else self._server.security.tokens
-        if tokens is None:
-            return False
-        try:
-            tokens.admit(METRICS_PATH, [authorization] if authorization else [])
-        except (UnauthenticatedError, PermissionDeniedError):
-            return False
-        return True
+        return admits(None if self._server is None else self._server.security, authorization)

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-import os
+import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import psutil
 import torch
 
 import lipsync
 from lipsync.cli import logs
+from lipsync.cli.announcing import announce
 from lipsync.cli.demo import build_package
 from lipsync.cli.observing import Observing
 from lipsync.cli.stopping import Termination
 from lipsync.cli.terminal import add_row, console, count, duration, error_console, make_table, progress_bars, size
+from lipsync.cli.worker_models import SharedModels
+from lipsync.cli.worker_process import Worker
 from lipsync.config import EngineConfig, ServerConfig
 from lipsync.demo.build import demo_package_folder
+from lipsync.engine.cores import n_cores
 from lipsync.engine.engine import Engine
+from lipsync.engine.runtime import resolve_device
 from lipsync.errors import ConfigError, LipsyncError
-from lipsync.transport.address import format_address
+from lipsync.transport.backend import Backend
 from lipsync.transport.server import Server, serve
 from lipsync.types import ModelInfo
 
@@ -38,46 +44,74 @@ async def run_server(
     Raises what is wrong with the settings, or with a package that they name in `load`; others are left out. Raises
     Terminated if SIGTERM came before it served.
     """
+
+    def listens(server: Server) -> None:
+        observing.serves(server)
+        announce(server.address, web=server.web_addresses, security=server.security, metrics_url=observing.url)
+        if ready is not None:
+            ready(server)
+
     with termination.cancels_task():  # until `serve` takes over
-        await _run_server(engine_config, server_config, packages, ready)
+        with Observing(server_config) as observing:  # first: its port may be in use, and models take long to load
+            async with Engine(engine_config, models=server_config.models, observer=observing.of_engine) as engine:
+                await load_at_start(engine, server_config, packages)
+                logs.configure(server_config)  # from here on; what happened so far has been printed
+                async with observing.looking(engine):
+                    await serve(engine, server_config, observer=observing.of_calls, ready=listens)
 
 
-async def _run_server(
-    engine_config: EngineConfig,
-    server_config: ServerConfig,
-    packages: dict[str, Path],
-    ready: Callable[[Server], None] | None,
+def run_worker(engine_config: EngineConfig, worker: Worker) -> None:
+    """Serve as one of several processes, until SIGTERM: `Job.run`, but for the settings that come first."""
+    resolve_device(engine_config.device)
+    server_config, packages = find_packages(worker.server_config, worker.termination)
+    # a thread for each core of its own, not of the machine
+    engine_config = replace(engine_config, encode_threads=engine_config.encode_threads or n_cores())
+    asyncio.run(_run_worker(engine_config, server_config, packages, worker))
+
+
+async def _run_worker(
+    engine_config: EngineConfig, server_config: ServerConfig, packages: dict[str, Path], worker: Worker
 ) -> None:
-    with Observing(server_config) as observing:  # first: its port may be in use, and models take long to load
-        async with Engine(engine_config, models=server_config.models, observer=observing.of_engine) as engine:
-            console.print(
-                f"lipsync {lipsync.__version__}, torch {torch.__version__} on {engine.device}, {os.cpu_count()} cores"
-            )
-            for name, folder in at_start(engine_config, server_config, packages).items():
-                try:
-                    with progress_bars(f"{name}:") as on_progress:
-                        info = await engine.load(folder, name=name, progress=on_progress)
-                except LipsyncError as error:
-                    if name in server_config.load:
-                        raise
-                    error_console.print(f"left out: {error}", markup=False, soft_wrap=True)
-                    continue
-                print_model(info)
-            n_loaded = len(engine.models())
-            if not n_loaded and not engine_config.load_on_demand:
-                raise ConfigError(f"none of the packages in {server_config.models} can be used")
-            resident = psutil.Process().memory_info().rss
-            console.print(f"{count(n_loaded, 'model')} loaded; {size(resident)} of memory in use")
-            # From here on; what happened so far has been printed.
-            logs.configure(server_config)
+    def listens(server: Server) -> None:
+        observing.serves(server)
+        member.listens()
 
-            def listens(server: Server) -> None:
-                announce(observing, server)
-                if ready is not None:
-                    ready(server)
-
+    with worker.termination.cancels_task(), Observing(server_config, worker=True) as observing:
+        async with (
+            worker.joined() as member,
+            Engine(engine_config, models=server_config.models, observer=observing.of_engine) as engine,
+        ):
+            models = SharedModels(engine, member)
+            member.shares_models(models)
+            await load_at_start(engine, server_config, member.packages(packages))
+            logs.configure(server_config, worker=worker.number)
             async with observing.looking(engine):
-                await serve(engine, server_config, observer=observing.of_calls, ready=listens)
+                await member.may_listen(torch=torch.__version__, device=engine.device)
+                await serve(
+                    cast(Backend, models), server_config, observer=observing.of_calls, ready=listens, reuse_port=True
+                )
+
+
+async def load_at_start(engine: Engine, server_config: ServerConfig, packages: dict[str, Path]) -> None:
+    """Load what a server has from its start, and print it. Raises what is wrong with a package that `load` names, and
+    if none can be used."""
+    cores = count(n_cores(), "core")
+    console.print(f"lipsync {lipsync.__version__}, torch {torch.__version__} on {engine.device}, {cores}")
+    for name, folder in at_start(engine.config, server_config, packages).items():
+        try:
+            with progress_bars(f"{name}:") as on_progress:
+                info = await engine.load(folder, name=name, progress=on_progress)
+        except LipsyncError as error:
+            if name in server_config.load:
+                raise
+            error_console.print(f"left out: {error}", markup=False, soft_wrap=True)
+            continue
+        print_model(info)
+    n_loaded = len(engine.models())
+    if packages and not n_loaded and not engine.config.load_on_demand:
+        raise ConfigError(f"none of the packages in {server_config.models} can be used")
+    resident = psutil.Process().memory_info().rss
+    console.print(f"{count(n_loaded, 'model')} loaded; {size(resident)} of memory in use")
 
 
 def at_start(engine: EngineConfig, server: ServerConfig, packages: dict[str, Path]) -> dict[str, Path]:
@@ -85,24 +119,6 @@ def at_start(engine: EngineConfig, server: ServerConfig, packages: dict[str, Pat
     if not engine.load_on_demand:
         return packages
     return {name: folder for name, folder in packages.items() if name in server.load or name in engine.pinned}
-
-
-def announce(observing: Observing, server: Server) -> None:
-    observing.serves(server)
-    if observing.url:
-        console.print(f"metrics at {observing.url}", markup=False, soft_wrap=True)
-    for url in page_urls(server):
-        console.print(f"page at {url}", markup=False, soft_wrap=True)
-    address = format_address(*server.address)
-    security = server.security
-    hint = "" if security.tls or security.tokens else f"; try: lipsync check {address}"
-    console.print(f"listening on {address} (gRPC, {security.describe()}){hint}", markup=False, soft_wrap=True)
-
-
-def page_urls(server: Server) -> list[str]:
-    """Where browsers find the page, that of the setting `http` first."""
-    scheme = "https" if server.security.tls else "http"
-    return [f"{scheme}://{format_address(*address)}/" for address in server.web_addresses]
 
 
 def find_packages(config: ServerConfig, termination: Termination) -> tuple[ServerConfig, dict[str, Path]]:
@@ -141,6 +157,6 @@ def print_model(info: ModelInfo) -> None:
     right = ("on disk", "in memory", "time")
     table = make_table(title, "role", "what", *right, right=right)
     for part in info.parts:
-        memory = size(part.memory_bytes) if part.memory_bytes or part.role != "audio" else "mapped"
+        memory = "mapped" if part.mapped_bytes and not part.memory_bytes else size(part.memory_bytes)
         add_row(table, part.role, part.detail, size(part.file_bytes), memory, duration(part.load_ms))
     console.print(table)

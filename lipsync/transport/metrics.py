@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from prometheus_client import (
     Histogram,
     Info,
     ProcessCollector,
+    values,
 )
 
 from lipsync.errors import ModelNotFoundError
@@ -67,6 +69,24 @@ class Described(NamedTuple):
     doc: str
 
 
+WORKERS_READY = Described("lipsync_workers_ready", "gauge", (), "Workers that serve; with `workers` above 1.")
+WORKER_RESTARTS = Described(
+    "lipsync_worker_restarts_total", "counter", ("worker",), "Workers that ended unasked and were started again."
+)
+OF_PARENT = (WORKERS_READY, WORKER_RESTARTS)
+"""What the parent of workers tells, and nobody else."""
+BUILD_INFO = Described("lipsync_build_info", "info", (), "Always 1; its labels say what runs.")
+
+
+def share_metrics(folder: str, worker: int) -> None:
+    """Have all metrics that this process makes from now on kept in files, which one page shows for all workers.
+
+    The files bear the worker's number: one that is started again counts on where the one before fell.
+    """
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder  # prometheus_client knows no other way
+    values.ValueClass = values.MultiProcessValue(lambda: worker)  # type: ignore[no-untyped-call]
+
+
 @dataclass(frozen=True)
 class _Method:
     """The metrics of one method, looked up once."""
@@ -84,10 +104,13 @@ class Metrics:
 
     Attributes:
         registry: of prometheus_client, to be exposed.
-        described: all of them but the process's own.
+        described: all of them but the process's own; those that a parent of workers tells (`OF_PARENT`) are among them.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, shared: bool = False) -> None:
+        """`shared`: `share_metrics` was called. The registry is of no use then."""
+        self._shared = shared
+        self._n_connections: Callable[[], int] = int
         self.registry = CollectorRegistry()
         self.described: list[Described] = []
         self._models: set[str] = set()
@@ -143,7 +166,8 @@ class Metrics:
         self._lag = self._new(
             Histogram, "lipsync_event_loop_lag_seconds", "How late the event loop came to a timer.", (), LAG_BUCKETS_S
         )
-        self._build = self._new(Info, "lipsync_build_info", "Always 1; its labels say what runs.")
+        self._build = self._new(Info, BUILD_INFO.name, BUILD_INFO.doc)
+        self.described += OF_PARENT
 
         self._methods = self._all_methods()
 
@@ -156,7 +180,10 @@ class Metrics:
         buckets: tuple[float, ...] | None = None,
     ) -> MetricT:
         self.described.append(Described(name, kind.__name__.lower(), labels, doc))
-        options = {} if buckets is None else {"buckets": buckets}
+        options: dict[str, object] = {} if buckets is None else {"buckets": buckets}
+        if kind is Gauge:
+            # of workers, those that live; models are those of each
+            options["multiprocess_mode"] = "livemax" if name == "lipsync_models_loaded" else "livesum"
         # an Info's "_info" comes of itself, and would come twice
         return kind(name.removesuffix("_info"), doc, labels, registry=self.registry, **options)  # type: ignore[arg-type]
 
@@ -241,8 +268,11 @@ class Metrics:
         self._build.info({"python": platform.python_version(), **labels})
 
     def set_connections(self, count: Callable[[], int]) -> None:
-        """Where the number of connections comes from; called in the thread that exposes the metrics."""
-        self._connections.set_function(count)
+        """Where the number of connections comes from; called in the thread that exposes the metrics, if it is here."""
+        if self._shared:
+            self._n_connections = count
+        else:
+            self._connections.set_function(count)
 
     def set_usage(self, usage: EngineUsage) -> None:
         """What the engine holds now."""
@@ -258,7 +288,10 @@ class Metrics:
         for label, n_bytes in by_label.items():
             self._memory.labels(label).set(n_bytes)
         for gone in self._memory_of - set(by_label):
-            self._memory.remove(gone)
+            if self._shared:  # what is in a file stays there
+                self._memory.labels(gone).set(0)
+            else:
+                self._memory.remove(gone)
         self._memory_of = set(by_label)
 
     async def look(self, usage: Callable[[], EngineUsage]) -> None:
@@ -267,6 +300,8 @@ class Metrics:
         while True:
             try:
                 self.set_usage(usage())
+                if self._shared:
+                    self._connections.set(self._n_connections())
             except Exception:  # metrics that stand still unnoticed would be worse than ones that are told to
                 logger.exception("what the engine holds cannot be told")
             for _ in range(USAGE_EVERY):

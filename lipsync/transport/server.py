@@ -20,7 +20,7 @@ from lipsync.transport.calls import Calls, NoObserver, Observer
 from lipsync.transport.codec import Codec, check_installation
 from lipsync.transport.details import DetailsCodec
 from lipsync.transport.limits import Inflight
-from lipsync.transport.listening import listen
+from lipsync.transport.listening import listen, stop_listening
 from lipsync.transport.methods import REFLECTION_PATHS
 from lipsync.transport.protocol import H2Protocol
 from lipsync.transport.security import Security
@@ -36,6 +36,8 @@ logger = logging.getLogger(__name__)
 NO_AIOHTTP = "http needs aiohttp, which is not installed: pip install 'lipsync-server[web]'"
 CANCEL_S = 2.0
 """How long cancelled calls may take to clean up and tell their clients."""
+FAREWELL_S = 1.0
+"""How long clients may take to hear that the server leaves: what they call until then is still answered."""
 CLOSE_S = 1.0
 """How long clients may take to hang up after the last answer; then the connection is dropped."""
 
@@ -48,10 +50,15 @@ class Server:
         await server.wait()
     """
 
-    def __init__(self, backend: Backend, config: ServerConfig, *, observer: Observer | None = None) -> None:
-        """`observer` is told of every call, and of what is refused."""
+    def __init__(
+        self, backend: Backend, config: ServerConfig, *, observer: Observer | None = None, reuse_port: bool = False
+    ) -> None:
+        """`observer` is told of every call, and of what is refused. With `reuse_port`, other processes of this user
+        that say so may listen on the same ports, and connections are spread over them.
+        """
         self._backend = backend
         self._config = config
+        self._reuse_port = reuse_port
         self._observer: Observer = observer or NoObserver()
         self._calls = Calls(
             config,
@@ -72,6 +79,7 @@ class Server:
         self._no_connections.set()
         self._closed = asyncio.Event()
         self._drain_lock = asyncio.Lock()
+        self._is_leaving = False
 
     async def start(self) -> None:
         """Listen. Raises ConfigError if the address cannot be had or needs TLS and tokens, or for their files."""
@@ -96,7 +104,7 @@ class Server:
             codec=Codec(config.max_message_bytes),
             status_details_codec=DetailsCodec(),
         )
-        self._listener = await listen(self._connection, config.host, config.port)
+        self._listener = await listen(self._connection, config.host, config.port, reuse_port=self._reuse_port)
         self._service = service
         if config.http >= 0 or config.legacy_http:
             try:
@@ -125,7 +133,7 @@ class Server:
             is_full=lambda: self._is_full,
         )
         try:
-            await self._web.start()
+            await self._web.start(reuse_port=self._reuse_port)
         except BaseException:
             self._web.abort()
             raise
@@ -184,9 +192,9 @@ class Server:
     async def drain(self, grace_s: float | None = None) -> None:
         """Stop gracefully, and close.
 
-        Health says NOT_SERVING, but calls are still taken for `drain_delay_s`; then there are no new ones, and those in
-        flight finish within `grace_s` (by default the configured; with 0 there is no delay either). Calls that are not
-        done then end as UNAVAILABLE.
+        Health says NOT_SERVING, but calls are still taken for `drain_delay_s`; then clients are told to make no more,
+        and those in flight finish within `grace_s` (by default the configured; with 0 there is no delay either). Calls
+        that are not done then end as UNAVAILABLE.
         """
         async with self._drain_lock:
             if self._closed.is_set():
@@ -205,13 +213,14 @@ class Server:
             if grace_s and self._config.drain_delay_s:
                 logger.info("leaving: calls are taken for another %g s", self._config.drain_delay_s)
                 await asyncio.sleep(self._config.drain_delay_s)
-            self._calls.refusing.set()
             # Not followed by wait_closed(): from Python 3.12 on that waits for every client to hang up.
-            listener.close()
+            await stop_listening(listener, self._connection)
             if self._web is not None:
                 self._web.stop_listening()
+            self._is_leaving = True
             for connection in self._connections:
-                connection.go_away()
+                connection.take_leave()
+            await self._until_all_know(min(grace_s, FAREWELL_S))
             logger.info("draining: %d calls in flight, %g s of grace", len(self._calls), grace_s)
             await self._calls.drain(grace_s)
             await self._calls.wait(CANCEL_S)
@@ -227,6 +236,23 @@ class Server:
             self._calls.refusing.set()
             listener.close()
             self._abort()
+
+    async def _until_all_know(self, timeout_s: float) -> None:
+        """Until no client can send a call without having heard that the server leaves.
+
+        Calls are still taken meanwhile: nginx, for one, makes none again that it has sent.
+        """
+
+        def unaware() -> list[asyncio.Event]:
+            told = [each.knows for each in self._doors] + [each.knows for each in self._connections]
+            return [each for each in told if not each.is_set()]
+
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while left := unaware():
+                    await left[0].wait()
+        # calls that came right before a client's word have not begun before their task has run once
+        await asyncio.sleep(0)
 
     def _abort(self) -> None:
         for connection in self._connections:
@@ -286,6 +312,8 @@ class Server:
             return
         self._connections.add(cast(ServerProtocol, connection))
         self._no_connections.clear()
+        if self._is_leaving:  # it was accepted before, or its handshake took longer
+            cast(ServerProtocol, connection).take_leave()
 
     def _lost(self, connection: H2Protocol) -> None:
         self._connections.discard(cast(ServerProtocol, connection))
@@ -299,10 +327,11 @@ async def serve(
     *,
     ready: Callable[[Server], None] | None = None,
     observer: Observer | None = None,
+    reuse_port: bool = False,
 ) -> None:
     """Serve until SIGTERM or Ctrl-C, then drain and return. A second signal stops at once.
 
-    `ready` is called with the server once it listens; `observer` is told of its calls.
+    `ready` is called with the server once it listens; `observer` is told of its calls; `reuse_port` is as for `Server`.
     """
     loop = asyncio.get_running_loop()
     signals: asyncio.Queue[int] = asyncio.Queue()
@@ -313,7 +342,7 @@ async def serve(
             loop.add_signal_handler(number, signals.put_nowait, number)
             caught.append(number)
     try:
-        async with Server(backend, config, observer=observer) as server:
+        async with Server(backend, config, observer=observer, reuse_port=reuse_port) as server:
             if server.security.reloads:  # otherwise SIGHUP means what it always did: the terminal is gone
                 with contextlib.suppress(NotImplementedError):
                     loop.add_signal_handler(signal.SIGHUP, server.security.reload)

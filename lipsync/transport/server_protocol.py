@@ -17,7 +17,7 @@ import grpclib.server
 from grpclib.config import Configuration
 from grpclib.const import Handler
 from h2.errors import ErrorCodes
-from h2.events import DataReceived, RemoteSettingsChanged, RequestReceived, StreamReset
+from h2.events import DataReceived, PingAckReceived, RemoteSettingsChanged, RequestReceived, StreamReset
 from h2.exceptions import DenialOfServiceError
 from h2.exceptions import ProtocolError as H2ProtocolError
 from hyperframe.frame import GoAwayFrame
@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 KEEPALIVE_ANSWER_S = 20.0
 """How long a sign of life may take."""
+FAREWELL = b"farewell"
+"""Of the ping that goes with a GOAWAY: whoever answers it has read that, and all that it sent before is here."""
 LINGER_S = 1.0
 """How long a connection that was idle too long stays open after it was said: a call may be on its way already."""
 
@@ -51,16 +53,23 @@ class ServerEventsProcessor(EventsProcessor):
         observer: is told of what is refused.
         is_greeted: True once the client has spoken HTTP/2: its first frame is SETTINGS.
         n_requests: calls that it has asked for so far.
+        knows: set once it has heard that it shall make no more.
     """
 
     max_streams: int
     observer: Observer
     is_greeted = False
     n_requests = 0
+    knows: asyncio.Event
 
     def process_remote_settings_changed(self, event: RemoteSettingsChanged) -> None:
         self.is_greeted = True
         super().process_remote_settings_changed(event)
+
+    def process_ping_ack_received(self, event: PingAckReceived) -> None:
+        super().process_ping_ack_received(event)
+        if event.ping_data == FAREWELL:
+            self.knows.set()
 
     def process_request_received(self, event: RequestReceived) -> None:
         self.n_requests += 1
@@ -91,7 +100,11 @@ class ServerEventsProcessor(EventsProcessor):
 
 
 class ServerProtocol(H2Protocol):
-    """One connection of a server. Looks at itself every so often, and closes when its client lets it down."""
+    """One connection of a server. Looks at itself every so often, and closes when its client lets it down.
+
+    Attributes:
+        knows: set once the client has heard that there shall be no more calls.
+    """
 
     processor_class = ServerEventsProcessor
     processor: ServerEventsProcessor
@@ -108,11 +121,13 @@ class ServerProtocol(H2Protocol):
         self._looking: asyncio.TimerHandle | None = None
         self._is_made = False
         self._unread = b""  # what has come in and is not dealt with
+        self.knows = asyncio.Event()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         self.processor.max_streams = self._server_config.max_streams
         self.processor.observer = self._observer
+        self.processor.knows = self.knows
         self._made_s = self._heard_s = self._used_s = asyncio.get_running_loop().time()
         ssl_object = transport.get_extra_info("ssl_object")
         if ssl_object is not None and ssl_object.selected_alpn_protocol() != "h2":
@@ -166,6 +181,7 @@ class ServerProtocol(H2Protocol):
     def connection_lost(self, exc: BaseException | None) -> None:
         if self._looking is not None:
             self._looking.cancel()
+        self.knows.set()
         if self._is_made:
             super().connection_lost(exc)
 
@@ -232,6 +248,18 @@ class ServerProtocol(H2Protocol):
             self.connection.flush()
             self.transport.write(GoAwayFrame(0, last_stream_id=last_stream_id).serialize())
 
+    def take_leave(self) -> None:
+        """Ask the client for no more calls, and for a word that it has heard: `knows` is set then, or once it is gone.
+
+        Until then calls may be on their way.
+        """
+        if self.transport.is_closing() or self.connection.finished:
+            self.knows.set()
+            return
+        self.go_away()
+        self.connection._connection.ping(FAREWELL)
+        self.connection.flush()
+
     def finish(self) -> None:
         """Say which calls were taken at all, send what is left to send, and close."""
         if self.transport.is_closing() or self.connection.finished:
@@ -264,7 +292,11 @@ class Closed(asyncio.Protocol):
 
 
 class Door(asyncio.Protocol):
-    """A connection whose TLS handshake is to come: asyncio, left to itself, counts none before it is over."""
+    """A connection whose TLS handshake is to come: asyncio, left to itself, counts none before it is over.
+
+    Attributes:
+        knows: set once the handshake is over: then the connection is the one to be told.
+    """
 
     def __init__(
         self,
@@ -291,11 +323,13 @@ class Door(asyncio.Protocol):
         self._closed = closed
         self._failed = failed
         self._handshake: asyncio.Task[None] | None = None
+        self.knows = asyncio.Event()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         if self._opened(self):
             self._handshake = asyncio.create_task(self._shake_hands())
+            self._handshake.add_done_callback(lambda _: self.knows.set())
         else:
             self._transport.abort()
 

@@ -286,14 +286,14 @@ class WebServer:
         """Connections of browsers, those whose TLS handshake is to come included."""
         return len(self._connections) + len(self._doors)
 
-    async def start(self) -> None:
+    async def start(self, *, reuse_port: bool = False) -> None:
         """Listen. Raises ConfigError if a port cannot be had."""
         self._files = await asyncio.to_thread(page_files)
         # whoever is gone wants no more answers
         self._manager = web.Server(self._respond, handler_cancellation=True)
         config = self._config
         for port in ([] if config.http < 0 else [config.http]) + list(config.legacy_http):
-            listener = await listen(self._connection, config.host, port)
+            listener = await listen(self._connection, config.host, port, reuse_port=reuse_port)
             self._listeners.append(listener)
             host, port = listener.sockets[0].getsockname()[:2]
             self.addresses.append((host, port))

@@ -46,7 +46,8 @@ def settings(certificates: Certificates, tmp_path: Path) -> Path:
 
 def test_settings_that_can_be_served(settings: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LIPSYNC_GRACE_S", "3")
-    done = typed("serve", "--check-config", "--config", str(settings), "--port", "7", "--reflection")
+    options = ("--port", "7", "--reflection", "--workers", "256")
+    done = typed("serve", "--check-config", "--config", str(settings), *options)
     assert done.returncode == 0, done.stdout
     rows = [tuple(cell.strip() for cell in line.strip("│ ").split("│")) for line in done.stdout.splitlines()]
     for row in (("port", "7", "--port"), ("reflection", "true", "--reflection"), ("grace_s", "3.0", "LIPSYNC_GRACE_S")):
@@ -54,6 +55,8 @@ def test_settings_that_can_be_served(settings: Path, monkeypatch: pytest.MonkeyP
     assert ("insecure", "false", "default") in rows
     assert any(row[:2] == ("load", "anna, ben") for row in rows)
     assert ("addresses", "ok", "0.0.0.0, port 7") in rows
+    assert ("workers", "256", "--workers") in rows
+    assert ("workers", "ok", "256 on the same ports, 1 core each") in rows
     assert re.search(
         r"TLS +│ ok +│ certificate valid until [0-9-]+ [0-9:]+ UTC, for 100 more days; clients", done.stdout
     )

@@ -86,6 +86,13 @@ def test_json_is_for_machines_and_text_for_terminals() -> None:
     assert terminal.getvalue().endswith(" INFO lipsync.test: loaded model=anna\n")
 
 
+def test_of_several_processes_each_says_which_it_is() -> None:
+    stream = io.StringIO()
+    logs.configure(ServerConfig(), worker=3, stream=stream)
+    ours.info("loaded")
+    assert json.loads(stream.getvalue())["worker"] == 3
+
+
 def test_the_format_may_be_chosen() -> None:
     said = Said(log_format="text")
     ours.info("hello")

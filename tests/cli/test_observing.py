@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from lipsync import Client
-from lipsync.cli import observing
+from lipsync.cli import announcing
 from lipsync.cli.observing import Observing
 from lipsync.config import EngineConfig, ServerConfig
 from lipsync.engine.engine import Engine
@@ -70,7 +70,7 @@ def test_without_the_library_it_is_said_and_goes_on(
 ) -> None:
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "prometheus_client" else found(name))
-    monkeypatch.setattr(observing.error_console, "_width", 200)
+    monkeypatch.setattr(announcing.error_console, "_width", 200)
     with Observing(ServerConfig()) as told:
         assert told.url == ""
     assert "lipsync-server[metrics]" in capsys.readouterr().err

@@ -10,8 +10,10 @@ from typing import Self
 
 from h2.config import H2Configuration
 from h2.connection import H2Connection
+from h2.errors import ErrorCodes
 from h2.events import ConnectionTerminated, DataReceived, Event, RemoteSettingsChanged, StreamEnded, TrailersReceived
 from h2.events import ResponseReceived as Response
+from hyperframe.frame import Frame, GoAwayFrame
 
 from lipsync.transport.server import Server
 
@@ -24,12 +26,23 @@ def prefixed(message: bytes, *, flag: int = 0, size: int | None = None) -> bytes
     return struct.pack(">BI", flag, len(message) if size is None else size) + message
 
 
+class Connection(H2Connection):
+    """Calls go on after a GOAWAY without an error, where h2 would be at its end."""
+
+    def _receive_goaway_frame(self, frame: GoAwayFrame) -> tuple[list[Frame], list[Event]]:
+        if frame.error_code:
+            return super()._receive_goaway_frame(frame)
+        event = ConnectionTerminated()
+        event.error_code, event.last_stream_id = ErrorCodes.NO_ERROR, frame.last_stream_id
+        return [], [event]
+
+
 class RawClient:
     """One connection. What comes in is kept in `events`; without `reads` the server gets no more window."""
 
     def __init__(self, server: Server) -> None:
         self._address = server.address
-        self.h2 = H2Connection(H2Configuration(client_side=True, header_encoding="utf-8"))
+        self.h2 = Connection(H2Configuration(client_side=True, header_encoding="utf-8"))
         self.events: list[Event] = []
         self.reads = True
 

@@ -38,6 +38,7 @@ from lipsync.transport import client, messages, service
         (grpclib.protocol.EventsProcessor.process_stream_reset, ["self", "event"]),
         (grpclib.protocol.EventsProcessor.process_data_received, ["self", "event"]),
         (grpclib.protocol.EventsProcessor.process_remote_settings_changed, ["self", "event"]),
+        (grpclib.protocol.EventsProcessor.process_ping_ack_received, ["self", "event"]),
         (grpclib.protocol.EventsProcessor.close, ["self", "reason"]),
         (grpclib.protocol._set_nodelay, ["sock"]),
         (grpclib.client.Channel.__connect__, ["self"]),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
+import ssl
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -13,15 +15,18 @@ from pathlib import Path
 
 import grpc
 import pytest
-from h2.events import DataReceived
+from h2.events import DataReceived, PingReceived
 from optimized_lipsyncsrv import HealthResponse, OptimizedInferenceRequest
 
-from lipsync import Client
+from lipsync import Client, ClientTLS
 from lipsync.config import ServerConfig
 from lipsync.errors import ConfigError, ConnectionLostError, EngineClosedError, LipsyncError
+from lipsync.transport.listening import ACCEPTED_AT_ONCE
 from lipsync.transport.protocol import LAST_STREAM_ID
 from lipsync.transport.server import Server
+from lipsync.transport.server_protocol import FAREWELL
 from tests.conftest import Grpcio
+from tests.transport.certificates import Certificates
 from tests.transport.conftest import client_of, serving
 from tests.transport.fake_backend import FakeBackend, picture
 from tests.transport.raw_client import RawClient, prefixed
@@ -152,17 +157,12 @@ async def test_a_drain_that_is_cancelled_stops_the_server(backend: FakeBackend) 
 async def test_new_calls_on_an_open_connection_while_draining(backend: FakeBackend) -> None:
     backend.gate = asyncio.Event()
     async with serving(backend, grace_s=20.0) as server, RawClient(server) as raw:
-        # this client ignores GOAWAY
-        raw.h2._receive_goaway_frame = lambda frame: ([], [])
-        raw.h2._frame_dispatch_table = {
-            kind: (lambda frame: ([], [])) if "goaway" in handler.__name__ else handler
-            for kind, handler in raw.h2._frame_dispatch_table.items()
-        }
         first = raw.open("GenerateInference")
         raw.send(first, prefixed(REQUEST), end=True)
         await until(lambda: backend.in_flight == 1)
         draining = asyncio.create_task(server.drain())
-        await until(lambda: not server.health().healthy)
+        await raw.until(lambda: bool(raw.of(PingReceived)))  # and answer it
+        await until(server._calls.refusing.is_set)
 
         second = raw.open("GenerateInference")
         raw.send(second, prefixed(REQUEST), end=True)
@@ -179,6 +179,59 @@ async def test_new_calls_on_an_open_connection_while_draining(backend: FakeBacke
         backend.gate.set()
         assert (await raw.status(first))["grpc-status"] == "0"
         async with asyncio.timeout(20):
+            await draining
+
+
+async def test_calls_of_clients_that_have_not_heard_of_it_yet(backend: FakeBackend) -> None:
+    async with serving(backend, grace_s=20.0) as server, RawClient(server) as raw:
+        draining = asyncio.create_task(server.drain())
+        await until(lambda: server._is_leaving)
+        # on its way when the server said that it leaves: a proxy does not make it again once it was sent
+        stream_id = raw.open("GenerateInference")
+        raw.send(stream_id, prefixed(REQUEST), end=True)
+        assert (await raw.status(stream_id))["grpc-status"] == "0"
+        async with asyncio.timeout(20):
+            await draining
+    assert backend.finished == 1
+
+
+async def test_connections_that_the_system_has_accepted_are_answered(backend: FakeBackend) -> None:
+    async with serving(backend, grace_s=20.0) as server:
+        # the event loop does not run meanwhile: the server has not seen them
+        socks = [socket.create_connection(server.address) for _ in range(3 * ACCEPTED_AT_ONCE)]
+        async with asyncio.timeout(20):
+            await server.drain(0.1)
+        for sock in socks:
+            with sock:
+                sock.settimeout(20)
+                assert sock.recv(1)  # SETTINGS, where closing a socket that listens would reset them
+                with contextlib.suppress(ConnectionResetError):
+                    while sock.recv(65536):
+                        pass
+
+
+async def test_whose_handshake_is_to_come_hears_of_it_after_it(backend: FakeBackend, tmp_path: Path) -> None:
+    certificates = Certificates(tmp_path)
+    cert, key = certificates.pair("server")
+    context = ssl.create_default_context(cafile=certificates.ca_file)
+    context.set_alpn_protocols(["h2"])
+    backend.gate = asyncio.Event()
+    async with (
+        serving(backend, tls_cert=cert, tls_key=key, grace_s=20.0) as server,
+        client_of(server, tls=ClientTLS(ca=certificates.ca_file)) as client,
+    ):
+        holding = asyncio.create_task(client.frame("anna", 1))  # the server up, however long the handshake takes
+        await until(lambda: backend.in_flight == 1)
+        sock = socket.create_connection(server.address)
+        await until(lambda: bool(server._doors))
+        draining = asyncio.create_task(server.drain())
+        await until(lambda: server._is_leaving)
+        reader, writer = await asyncio.open_connection(sock=sock, ssl=context, server_hostname="localhost")
+        async with asyncio.timeout(20):
+            await reader.readuntil(FAREWELL)
+            writer.transport.abort()
+            backend.gate.set()
+            assert (await holding).ok
             await draining
 
 
