@@ -118,8 +118,8 @@ class LiveAudio:
     async def open(
         self, model: Model, options: SpeechOptions, make: MakeFrame, use: ExitStack, *, n_shown: int = 0
     ) -> SpeechSession:
-        """A new session; `n_shown` as of `SpeechState`. It takes over `use`, which is closed once the session uses its model no more: when it is over,
-        or was ended by `fail`.
+        """A new session; `n_shown` as of `SpeechState`. It takes over `use`, which is closed once the session uses its
+        model no more: when it is over, or was ended by `fail`.
 
         Raises OverloadedError if there are as many as may be, CheckpointError.
         """
