@@ -275,6 +275,9 @@ class ClusterConfig:
     ray_max_replicas: int = setting(1, "Replicas that it may have when many frames wait.")
     ray_gpus: float = setting(0.0, "GPUs of a replica: 1 is one replica a device.")
     ray_cpus: float = setting(1.0, "CPU cores of a replica, for Ray to place it.")
+    ray_copies: int = setting(
+        1, "Replicas that have each model that is used: with 2, one may be lost and nobody waits for a load."
+    )
     ray_target_queue: int = setting(
         16, "Frames that may wait at a replica, on average, before another one is started, or another one used."
     )
@@ -298,4 +301,5 @@ class ClusterConfig:
         )
         require(self.ray_gpus >= 0, f"ray_gpus is {self.ray_gpus:g}; expected 0 or more")
         require(self.ray_cpus >= 0, f"ray_cpus is {self.ray_cpus:g}; expected 0 or more")
+        require(self.ray_copies >= 1, f"ray_copies is {self.ray_copies}; expected at least 1")
         require(self.ray_target_queue >= 1, f"ray_target_queue is {self.ray_target_queue}; expected at least 1")

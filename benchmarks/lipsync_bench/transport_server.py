@@ -2,10 +2,11 @@
 
     python -m lipsync_bench.transport_server grpclib
     python -m lipsync_bench.transport_server web
+    python -m lipsync_bench.transport_server ray
     python -m lipsync_bench.transport_server grpcio STUBS
 
-`web` is grpclib's with WebSockets besides, whose address it prints first: `page at http://HOST:PORT/`. All print
-`listening on HOST:PORT`, and run until SIGTERM.
+`web` is grpclib's with WebSockets besides, whose address it prints first: `page at http://HOST:PORT/`. `ray` is
+grpclib's, with the frames in a replica of Ray Serve. All print `listening on HOST:PORT`, and run until SIGTERM.
 """
 
 from __future__ import annotations
@@ -174,7 +175,12 @@ async def serve_grpcio(stubs: Path) -> None:
 
 def main() -> None:
     kind = sys.argv[1]
-    asyncio.run(serve_grpcio(Path(sys.argv[2])) if kind == "grpcio" else serve_ours(web=kind == "web"))
+    if kind == "ray":
+        from lipsync_bench.ray_still import serve_through_ray
+
+        asyncio.run(serve_through_ray())
+    else:
+        asyncio.run(serve_grpcio(Path(sys.argv[2])) if kind == "grpcio" else serve_ours(web=kind == "web"))
 
 
 if __name__ == "__main__":

@@ -93,6 +93,7 @@ async def _cluster(
             load_on_demand=engine_config.load_on_demand,
             pinned=engine_config.pinned,
             target_queue=cluster_config.ray_target_queue,
+            copies=cluster_config.ray_copies,
             max_queue_size=engine_config.max_queue_size,
             observer=observing.of_engine,
         ) as backend,

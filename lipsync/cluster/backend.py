@@ -29,7 +29,6 @@ from lipsync.errors import (
     EngineClosedError,
     InvalidRequestError,
     LipsyncError,
-    ModelExistsError,
     ModelNotFoundError,
     OverloadedError,
 )
@@ -66,6 +65,7 @@ class ClusterBackend:
         load_on_demand: bool = False,
         pinned: Collection[str] = (),
         target_queue: int = 16,
+        copies: int = 1,
         max_queue_size: int = 512,
         observer: Any = None,
     ) -> None:
@@ -76,6 +76,7 @@ class ClusterBackend:
             load_on_demand: whether models are served that nobody loaded by name.
             pinned: models that one replica each keeps for good.
             target_queue: frames that may wait at a replica before another one is used.
+            copies: replicas that shall have a model that is used.
             max_queue_size: frames of one call, at most.
             observer: is told of frames, as an engine's observer.
         """
@@ -85,6 +86,7 @@ class ClusterBackend:
         self._load_on_demand = load_on_demand
         self._pinned = tuple(pinned)
         self._target_queue = target_queue
+        self._copies = copies
         self._max_queue_size = max_queue_size
         self._observer = observer or _Unobserved()
         self._server = uuid.uuid4().hex[:12]
@@ -205,7 +207,12 @@ class ClusterBackend:
             if self._closed:
                 raise EngineClosedError("the server is closed")
             lines = {id: line for id, line in self._lines.items() if line.takes_calls}
-            choice = choose(name, [line.as_replica() for line in lines.values()], target_queue=self._target_queue)
+            choice = choose(
+                name,
+                [line.as_replica() for line in lines.values()],
+                target_queue=self._target_queue,
+                copies=self._copies,
+            )
             if choice is not None:
                 if choice.copy_to is not None:
                     self._copy(name, lines[choice.copy_to])
@@ -418,9 +425,6 @@ class ClusterBackend:
     # Models
 
     async def load(self, path: str, *, name: str, below: str | None = None) -> ModelInfo:
-        known = self._known.get(name)
-        if known is not None and (self._within(known.path) or known.path) != (self._within(path) or path):
-            raise ModelExistsError(name)
         holders = [line for line in self._lines.values() if line.takes_calls and name in line.models]
         lines = holders or [await self._home_of(name)]
         self._unloading.discard(name)

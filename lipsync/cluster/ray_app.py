@@ -23,7 +23,7 @@ from typing import Any, Self
 import lipsync
 from lipsync.cluster.wire import FromReplica, ToReplica
 from lipsync.config import MIB, ClusterConfig, EngineConfig
-from lipsync.errors import ConfigError, EngineClosedError
+from lipsync.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
@@ -53,13 +53,9 @@ class RayWire:
         self._streams = handle.options(session_id=replica, stream=True)
 
     async def listen(self, server: str) -> AsyncGenerator[list[FromReplica]]:
-        answers = self._streams.line.remote(server)
+        answers = self._streams.line.remote(server, self._replica)
         try:
-            first = True
             async for messages in answers:
-                if first and messages[0].replica != self._replica:
-                    raise EngineClosedError("it is not there any more")
-                first = False
                 yield messages
         finally:
             answers.cancel()
@@ -75,14 +71,23 @@ class RayApp:
     A cluster that was started here ends with it; in one that was joined the application stays, for other servers.
     """
 
-    def __init__(self, engine: EngineConfig, cluster: ClusterConfig, *, models: str, log_level: str) -> None:
-        """Raises ConfigError if Ray is not installed."""
+    def __init__(
+        self,
+        engine: EngineConfig,
+        cluster: ClusterConfig,
+        *,
+        models: str,
+        log_level: str,
+        replica: type | None = None,
+    ) -> None:
+        """`replica`: the class of the replicas, if not `EngineReplica`. Raises ConfigError if Ray is not installed."""
         if importlib.util.find_spec("ray") is None:
             raise ConfigError(NO_RAY)
         self._engine = engine
         self._cluster = cluster
         self._models = models
         self._log_level = log_level
+        self._replica = replica
         self._handle: Any = None
         self._joined = threading.Event()  # or has failed to
 
@@ -233,7 +238,7 @@ class RayApp:
             graceful_shutdown_timeout_s=STOP_S,
             ray_actor_options={"num_cpus": cluster.ray_cpus, "num_gpus": cluster.ray_gpus},
             request_router_config=configs.RequestRouterConfig(request_router_class=NamedReplicaRouter),
-        )(EngineReplica)
+        )(self._replica or EngineReplica)
         return deployment.bind(self._engine, self._models, self._log_level, self._edition)
 
     def _disconnect(self) -> None:

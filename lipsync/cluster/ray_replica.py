@@ -33,9 +33,9 @@ class EngineReplica:
         engine = Engine(replace(config, load_on_demand=True, pinned=()), models=models)
         self._replica = Replica(serve.get_replica_context().replica_id.unique_id, engine)
 
-    async def line(self, server: str) -> AsyncGenerator[list[FromReplica]]:
+    async def line(self, server: str, replica: str) -> AsyncGenerator[list[FromReplica]]:
         """As of `lipsync.cluster.replica.Replica`."""
-        async for messages in self._replica.line(server):
+        async for messages in self._replica.line(server, replica):
             yield messages
 
     async def tell(self, server: str, replica: str, messages: Sequence[ToReplica]) -> bool:

@@ -65,8 +65,11 @@ class Replica:
         """How busy it is, as `lipsync.cluster.routing.Replica.load`."""
         return self.n_waiting + FRAMES_OF_SESSION * self.engine.usage().n_sessions
 
-    async def line(self, server: str) -> AsyncGenerator[list[FromReplica]]:
-        """Answers to one server, as they come, until it closes the line: then its calls are dropped."""
+    async def line(self, server: str, replica: str) -> AsyncGenerator[list[FromReplica]]:
+        """Answers to one server, as they come, until it closes the line: then its calls are dropped. Ends at once if it
+        is meant for another replica, which is not there any more."""
+        if replica != self.id:
+            return
         line = _Line(self)
         self._lines[server] = line
         try:

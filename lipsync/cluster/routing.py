@@ -9,6 +9,7 @@ leaves moves its own share of the models and no others.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
@@ -64,7 +65,12 @@ def home(model: str, replicas: Iterable[str]) -> str:
 
 
 def choose(
-    model: str, replicas: Sequence[Replica], *, target_queue: int, holders: Sequence[Replica] | None = None
+    model: str,
+    replicas: Sequence[Replica],
+    *,
+    target_queue: int,
+    copies: int = 1,
+    holders: Sequence[Replica] | None = None,
 ) -> Choice | None:
     """Route one call.
 
@@ -77,6 +83,7 @@ def choose(
         model: its name.
         replicas: those that take calls.
         target_queue: frames that may wait at a replica before another one is used.
+        copies: replicas that shall have a model that is used, whatever the demand, so that one may be lost.
         holders: those of them that have the model or load it, in the same order, if the caller keeps count: looking at
             all of a thousand replicas takes most of the time that this takes.
     Returns None if there is no replica.
@@ -92,8 +99,12 @@ def choose(
     if loaded:
         used = _in_use(model, loaded, target_queue)
         best = min(used, key=lambda replica: replica.load)
-        crowded = not loading and all(replica.load >= target_queue for replica in loaded)
-        return Choice(best.id, _place_of_copy(model, replicas, target_queue) if crowded else None)
+        copy_to = None
+        if not loading and all(replica.load >= target_queue for replica in loaded):
+            copy_to = _place_of_copy(model, replicas, most=target_queue // 2)
+        elif not loading and len(loaded) < copies:
+            copy_to = _place_of_copy(model, replicas)
+        return Choice(best.id, copy_to)
     if loading:
         return Choice(min(loading, key=lambda replica: replica.load).id)
     free = [replica for replica in replicas if replica.load < target_queue]
@@ -113,9 +124,9 @@ def _in_use(model: str, loaded: Sequence[Replica], target_queue: int) -> Sequenc
     return sorted(loaded, key=lambda replica: weight(model, replica.id), reverse=True)[:n_used]
 
 
-def _place_of_copy(model: str, replicas: Sequence[Replica], target_queue: int) -> str | None:
-    """Where another copy is worth its load: a replica with at most half as much to do as one that is busy."""
-    most = target_queue // 2
+def _place_of_copy(model: str, replicas: Sequence[Replica], *, most: float = math.inf) -> str | None:
+    """Where another copy belongs, among replicas that have at most so much to do: for the sake of demand it is worth
+    its load where there is half as much to do as at one that is busy."""
     idle = [replica.id for replica in replicas if replica.load <= most and model not in replica.models]
     return home(model, idle) if idle else None
 

@@ -38,7 +38,7 @@ class LocalReplica:
 
     async def listen(self, server: str) -> AsyncGenerator[list[FromReplica]]:
         """As of a wire: everything is pickled, as between processes."""
-        told = self.replica.line(server)
+        told = self.replica.line(server, self.replica.id)
         died = asyncio.ensure_future(self.died.wait())
         try:
             while True:

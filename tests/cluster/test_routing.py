@@ -100,6 +100,16 @@ def test_copies_are_added_one_at_a_time() -> None:
     assert choose("anna", [busy, replica("b", waiting=9)], target_queue=16) == Choice("a")
 
 
+def test_copies_are_kept_for_the_case_that_one_is_lost() -> None:
+    some = [replica("a", "anna"), replica("b", waiting=20), replica("c", "anna"), replica("d")]
+    assert choose("anna", some[:2], target_queue=16, copies=2) == Choice("a", copy_to="b")
+    enough = choose("anna", some[:3], target_queue=16, copies=2)
+    assert enough is not None and enough.copy_to is None
+    arriving = replica("b", loading=("anna",))
+    assert choose("anna", [some[0], arriving, some[3]], target_queue=16, copies=3) == Choice("a")
+    assert choose("anna", [some[0]], target_queue=16, copies=2) == Choice("a")
+
+
 def test_sessions_count_as_the_frames_that_they_have_made() -> None:
     assert replica("a", waiting=3, sessions=2).load == 3 + 2 * FRAMES_OF_SESSION
     full = replica("a", "anna", sessions=4)

@@ -24,6 +24,7 @@ from lipsync_bench.transport_server import FRAME_COUNT, MODEL
 
 TRANSPORT = "transport alone"
 GRPCLIB, GRPCIO = "grpclib", "grpcio"
+RAY = "grpclib, through Ray"
 CALLERS = 16
 ON_THEIR_WAY = 8
 """Requests of a stream through a WebSocket; gRPC's clients ask ahead by themselves."""
@@ -115,7 +116,7 @@ class WebCaller(Caller):
 
 @asynccontextmanager
 async def _caller(bench: Bench, subject: str, served: Served) -> AsyncIterator[Caller]:
-    if subject == GRPCLIB:
+    if subject in (GRPCLIB, RAY):
         async with Client(served.address) as client:
             yield GrpclibCaller(client)
         return
@@ -139,6 +140,8 @@ async def measure_transport(bench: Bench) -> None:
     commands = {GRPCLIB: [*command, GRPCLIB]}
     if bench.servers.stubs is not None:
         commands[GRPCIO] = [*command, GRPCIO, str(bench.servers.stubs)]
+    if importable("ray"):
+        commands[RAY] = [*command, "ray"]
     seconds = bench.plan.transport_s / ROUNDS
     async with AsyncExitStack() as stack:
         servers = {name: await stack.enter_async_context(running(name, each)) for name, each in commands.items()}
