@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
+import os
+import signal
+import sys
 from collections.abc import AsyncIterator, Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -21,6 +25,8 @@ from lipsync.cluster.ray_app import RayApp
 from lipsync.config import ClusterConfig, EngineConfig, ServerConfig
 from lipsync.errors import ConfigError, LipsyncError
 from lipsync.transport.server import Server, serve
+
+logger = logging.getLogger(__name__)
 
 
 async def run_ray_server(
@@ -77,6 +83,13 @@ async def _run_ray_worker(
                 await serve(backend, server_config, observer=observing.of_calls, ready=listens, reuse_port=True)
 
 
+async def _end_without(app: RayApp, backend: ClusterBackend) -> None:
+    """Have the server end once the cluster is gone: whoever started it can start it again, and then it joins anew."""
+    await app.lost(lambda: backend.ready)
+    logger.error("the Ray cluster is gone: ending, to be started again")
+    signal.raise_signal(signal.SIGTERM)
+
+
 @contextlib.asynccontextmanager
 async def _cluster(
     engine_config: EngineConfig, server_config: ServerConfig, cluster_config: ClusterConfig, observing: Observing
@@ -101,7 +114,16 @@ async def _cluster(
         await app.watch(backend.use)
         await backend.wait_for_replicas(cluster_config.ray_min_replicas)
         console.print(f"{count(backend.n_replicas, 'replica')} on {backend.device}", markup=False)
-        yield backend
+        watching = asyncio.create_task(_end_without(app, backend), name="lipsync-ray-lost")
+        try:
+            yield backend
+        finally:
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
+    if app.is_lost:
+        logging.shutdown()
+        sys.stdout.flush()
+        os._exit(1)  # Ray would wait for its cluster as the interpreter ends
 
 
 async def _load_at_start(

@@ -8,6 +8,7 @@ lipsync's own server alone.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import importlib.util
 import logging
@@ -40,8 +41,17 @@ MAX_CALLS = 100_000
 UPSCALE_S = 3.0
 DOWNSCALE_S = 120.0
 """How long it must be too few, or too many replicas, before there are others."""
+LOOK_S = 2.0
+LOST_S = 20.0
+"""For which there is no replica before the cluster is asked whether it is there at all."""
+ANSWER_S = 10.0
+"""How long it may take to say so."""
 OBJECT_STORE_BYTES = 256 * MIB
 """Of a cluster of this process's own: frames on their way."""
+
+
+OF_SERVERS = ("workers", "backend", "ray_address", "ray_app", "ray_copies")
+"""Settings that replicas know nothing of."""
 
 
 class RayWire:
@@ -69,6 +79,9 @@ class RayApp:
     """The Ray Serve application, while it is entered.
 
     A cluster that was started here ends with it; in one that was joined the application stays, for other servers.
+
+    Attributes:
+        is_lost: the cluster is gone. What Ray has in this process may hang from then on.
     """
 
     def __init__(
@@ -90,6 +103,7 @@ class RayApp:
         self._replica = replica
         self._handle: Any = None
         self._joined = threading.Event()  # or has failed to
+        self.is_lost = False
 
     async def __aenter__(self) -> Self:
         """Join or start the cluster, and have the application run in it. Raises ConfigError if that cannot be had."""
@@ -107,7 +121,36 @@ class RayApp:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await asyncio.to_thread(self._disconnect)
+        if not self.is_lost:  # that would wait for it
+            await asyncio.to_thread(self._disconnect)
+
+    async def lost(self, has_replicas: Callable[[], bool]) -> None:
+        """Return once the cluster itself is gone: there has been no replica for LOST_S, and nobody answers for it. Ray
+        does not find back to a head that was started anew, so this process cannot either."""
+        loop = asyncio.get_running_loop()
+        had_one_s = loop.time()
+        while True:
+            await asyncio.sleep(LOOK_S)
+            if has_replicas():
+                had_one_s = loop.time()
+            elif loop.time() - had_one_s > LOST_S and not await asyncio.to_thread(self._answers):
+                self.is_lost = True
+                return
+
+    def _answers(self) -> bool:
+        """Whether the cluster says how it is."""
+        from ray import serve
+
+        answered = threading.Event()
+
+        def ask() -> None:
+            with contextlib.suppress(Exception):
+                serve.status()
+                answered.set()
+
+        # a thread of its own: it may hang for good, and would keep the process from ending
+        threading.Thread(target=ask, name="lipsync-ray-answers", daemon=True).start()
+        return answered.wait(ANSWER_S)
 
     def wire(self, replica: str) -> RayWire:
         """To a replica."""
@@ -181,7 +224,8 @@ class RayApp:
     @property
     def _edition(self) -> str:
         """Of lipsync and of all that replicas are given."""
-        settings = repr((lipsync.__version__, asdict(self._engine), asdict(self._cluster), self._models))
+        cluster = {name: value for name, value in asdict(self._cluster).items() if name not in OF_SERVERS}
+        settings = repr((lipsync.__version__, asdict(self._engine), cluster, self._models))
         return hashlib.sha256(settings.encode()).hexdigest()[:12]
 
     def _running(self) -> Any:
@@ -193,9 +237,9 @@ class RayApp:
         ends = time.monotonic() + START_S
         while time.monotonic() < ends:
             app = serve.status().applications.get(name)
-            if app is None or app.status not in ("DEPLOYING", "RUNNING"):
+            if app is None or app.status not in ("DEPLOYING", "RUNNING", "UNHEALTHY"):
                 return None
-            if app.status == "RUNNING":
+            if app.status != "DEPLOYING":
                 handle = serve.get_app_handle(name)
                 edition = handle.edition.remote().result(timeout_s=START_S)
                 if edition == self._edition:

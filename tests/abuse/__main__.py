@@ -216,7 +216,7 @@ def main() -> None:
     asyncio.run(run(keys, results, soak_minutes=options.soak_minutes, save_to=options.results))
     ordered = {key: results[key] for key in ROWS if key in results}
     shown = "make test-abuse" if not options.rows else f"make test-abuse ROWS={options.rows}"
-    options.out.write_text(page(ordered, shown))
+    options.out.write_text(page(ordered, shown, PAGE.read_text()))
     failed = [key for key, result in ordered.items() if result.verdict == "failed"]
     console.print(f"wrote {options.out}", markup=False)
     console.print(f"failed: {', '.join(failed)}" if failed else "every row that was run held", markup=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import platform
+import re
 import subprocess
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,7 +21,8 @@ ROOT = Path(__file__).parents[2]
 HEAD = f"""\
 # Reliability
 
-Written by `make test-abuse` from what it saw; not edited by hand. Each row is one thing that was done to a running
+Written by `make test-abuse` from what it saw, and [the part on Ray](#a-ray-cluster) by `benchmarks/ray_faults.py`; not
+edited by hand. Each row is one thing that was done to a running
 `lipsync serve`, with what came back. All the while another client, a process of its own with another maker's library
 (grpcio), kept a strict stream of 25 frames a second and asked for health ten times a second. Each of its pictures was
 held against the same frame asked for alone before; it is late if it came more than {LATE_MS:.0f} ms after it was asked
@@ -126,8 +128,12 @@ def memory_text(memory: Memory) -> str:
     return f"{memory.before:.0f} / {memory.peak:.0f} / {memory.after:.0f}"
 
 
-def page(results: dict[str, Result], command: str) -> str:
-    """docs/reliability.md."""
+OF_RAY = re.compile(r"<!-- ray -->.*<!-- end of ray -->", re.DOTALL)
+
+
+def page(results: dict[str, Result], command: str, before: str = "") -> str:
+    """docs/reliability.md. What benchmarks/ray_faults.py wrote is kept from the page `before`."""
+    of_ray = OF_RAY.search(before)
     counted = {
         verdict: sum(r.verdict == verdict for r in results.values()) for verdict in ("held", "failed", "not run")
     }
@@ -140,6 +146,7 @@ def page(results: dict[str, Result], command: str) -> str:
         f"**{counted['held']} rows held, {counted['failed']} failed, {counted['not run']} could not be run here.**",
         _table(results),
         *(_section(result) for result in results.values()),
+        *([] if of_ray is None else [of_ray[0]]),
         AGAIN,
     ]
     return "\n\n".join(part.strip() for part in parts) + "\n"
