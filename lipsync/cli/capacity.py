@@ -111,6 +111,7 @@ def settings(plan: Plan) -> dict[str, int]:
         "ray_target_queue": plan.target_queue,
         "max_sessions": plan.max_sessions,
         "models_budget_mb": int(plan.models_mb * 1e6 / MIB),
+        "ray_copies": plan.target.copies,
     }
 
 
