@@ -327,6 +327,8 @@ def main() -> None:
         def restart_head() -> None:
             cluster.kill_node("head")
             cluster.start_head()
+            cluster.kill_node("node")  # of the cluster that was
+            cluster.start_node()
 
         faults = {
             "replica": ("a replica is killed", kill_replica),

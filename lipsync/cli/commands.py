@@ -559,6 +559,9 @@ POSITIVE = click.FloatRange(0, min_open=True)
 @click.option("--frames", "n_frames", type=click.IntRange(min=1), help="Of a person's video; those that were measured.")
 @click.option("--resident", type=SHARE, default=1.0, show_default=True, help="Share of the people kept in memory.")
 @click.option("--zipf", type=click.FloatRange(0), default=1.0, show_default=True, help="How unequal popularity is.")
+@click.option(
+    "--copies", type=click.IntRange(min=1), default=1, show_default=True, help="Of who is in memory, at least."
+)
 @click.option("--use", type=SHARE, default=0.7, show_default=True, help="Share of GPUs and cores that is planned with.")
 @click.option("--network-use", type=SHARE, default=0.7, show_default=True, help="The same of the network.")
 @click.option("--memory-use", type=SHARE, default=0.9, show_default=True, help="The same of memory.")
@@ -610,6 +613,7 @@ def capacity(
     n_frames: int | None,
     resident: float,
     zipf: float,
+    copies: int,
     use: float,
     network_use: float,
     memory_use: float,
@@ -653,6 +657,7 @@ def capacity(
             speaking=speaking,
             resident=resident,
             zipf=zipf,
+            copies=copies,
             use=use,
             network_use=network_use,
             memory_use=memory_use,

@@ -31,6 +31,11 @@ logger = logging.getLogger(__name__)
 NO_RAY = "backend is ray, and Ray is not installed: pip install 'lipsync-server[ray]'"
 START_S = 120.0
 """How long the first replica may take to start: it imports torch, on a machine that may be busy."""
+NO_REPLICA = (
+    f"no replica has started within {START_S:g} s; the cluster may have no room for one (ray_cpus, ray_gpus), or its "
+    "log says what is wrong"
+)
+LOOK_AGAIN_S = 0.2
 STOP_S = 20.0
 """How long a replica that shall stop may finish what it was asked for."""
 HEALTH_S = 2.0
@@ -170,10 +175,7 @@ class RayApp:
             async with asyncio.timeout(START_S):
                 await self._handle.edition.remote()  # Ray makes the router with the first call
         except TimeoutError:
-            raise ConfigError(
-                f"no replica has started within {START_S:g} s; the cluster may have no room for one "
-                "(ray_cpus, ray_gpus), or its log says what is wrong"
-            ) from None
+            raise ConfigError(NO_REPLICA) from None
 
     def _connect(self) -> None:
         try:
@@ -212,14 +214,34 @@ class RayApp:
 
         quiet: Any = {"enable_access_log": False, "log_level": "WARNING"}
         serve.start(proxy_location="Disabled", logging_config=quiet)
-        try:
-            self._handle = self._running() or serve.run(
-                self._application(), name=self._cluster.ray_app, route_prefix=None
-            )
-        except RuntimeError as error:
+        self._handle = self._running() or self._deployed()
+
+    def _deployed(self) -> Any:
+        """The application, once it has a replica: there may be room for all that it shall have at a later time."""
+        from ray import serve
+
+        name, failed = self._cluster.ray_app, []
+
+        def deploy() -> None:
+            try:
+                serve.run(self._application(), name=name, route_prefix=None)
+            except Exception as error:
+                failed.append(error)
+
+        # it waits for all replicas, for as long as it takes
+        threading.Thread(target=deploy, name="lipsync-ray-deploy", daemon=True).start()
+        ends = time.monotonic() + START_S
+        while time.monotonic() < ends and not failed:
+            app = serve.status().applications.get(name)
+            states: list[Any] = [] if app is None else [each.replica_states for each in app.deployments.values()]
+            if any(each.get("RUNNING", 0) for each in states):
+                return serve.get_app_handle(name)
+            time.sleep(LOOK_AGAIN_S)
+        if failed:
             raise ConfigError(
-                f"the replicas cannot be started: {_first_line(error)}; Ray's log on their machine says more"
-            ) from error
+                f"the replicas cannot be started: {_first_line(failed[0])}; Ray's log on their machine says more"
+            )
+        raise ConfigError(NO_REPLICA)
 
     @property
     def _edition(self) -> str:
@@ -246,7 +268,7 @@ class RayApp:
                     return handle
                 logger.warning("%s runs in the cluster with other settings, or another version: replacing it", name)
                 return None
-            time.sleep(0.2)
+            time.sleep(LOOK_AGAIN_S)
         return None
 
     def _application(self) -> Any:

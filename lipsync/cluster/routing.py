@@ -16,6 +16,9 @@ from dataclasses import dataclass, field
 
 FRAMES_OF_SESSION = 4
 """What a session of live audio counts for: the frames of it that are made at a time."""
+FRAMES_OF_LOAD = 8
+"""What a model on its way into memory counts for: decoding it keeps cores busy, and its callers are still to come.
+Without it, all that is cold goes to whichever replica was idle last (`lipsync capacity --simulate`)."""
 SHARES_OF_TARGET = 4
 """A copy is used for every quarter of the target that waits: it is there, and less waiting is better."""
 
@@ -43,7 +46,11 @@ class Replica:
 
     def __post_init__(self) -> None:
         # once: it is looked at for every call
-        object.__setattr__(self, "load", self.n_waiting + FRAMES_OF_SESSION * self.n_sessions)
+        object.__setattr__(
+            self,
+            "load",
+            self.n_waiting + FRAMES_OF_SESSION * self.n_sessions + FRAMES_OF_LOAD * len(self.loading),
+        )
 
 
 @dataclass(frozen=True, slots=True)
