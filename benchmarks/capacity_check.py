@@ -116,12 +116,13 @@ class Router:
         self.replicas = {replica.id: replica for replica in replicas}
         self.served = Served()
         self._target_queue = target_queue
+        self._max_sessions = replicas[0].engine.config.max_sessions
         self.fps = fps
         self._copying: set[asyncio.Task[None]] = set()
 
     def _route(self, model: str) -> RealReplica:
         seen = [replica.seen() for replica in self.replicas.values()]
-        choice = choose(model, seen, target_queue=self._target_queue)
+        choice = choose(model, seen, target_queue=self._target_queue, max_sessions=self._max_sessions)
         assert choice is not None
         if choice.copy_to is not None:
             self.served.n_copied += 1

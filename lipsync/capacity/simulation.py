@@ -163,13 +163,13 @@ class Simulation:
             yield env.timeout(RESUME_AGAIN_S)
 
     def _route(self, model: str) -> SimulatedReplica | None:
-        """Where a stream goes; a copy is begun if it is time for one. None if there is no replica, or the one that it
-        goes to is full."""
+        """Where a stream goes; a copy is begun if it is time for one. None if there is no replica, or all are full."""
         choice = choose(
             model,
             list(self._seen.values()),
             target_queue=self._cluster.target_queue,
             copies=self._cluster.copies,
+            max_sessions=self._cluster.max_sessions,
             holders=self._holders_of(model),
         )
         if choice is None:

@@ -72,10 +72,6 @@ def run_worker(engine_config: EngineConfig, worker: Worker) -> None:
 async def _run_worker(
     engine_config: EngineConfig, server_config: ServerConfig, packages: dict[str, Path], worker: Worker
 ) -> None:
-    def listens(server: Server) -> None:
-        observing.serves(server)
-        member.listens()
-
     with worker.termination.cancels_task(), Observing(server_config, worker=True) as observing:
         async with (
             worker.joined() as member,
@@ -87,8 +83,8 @@ async def _run_worker(
             logs.configure(server_config, worker=worker.number)
             async with observing.looking(engine):
                 await member.may_listen(torch=torch.__version__, device=engine.device)
-                await serve(
-                    cast(Backend, models), server_config, observer=observing.of_calls, ready=listens, reuse_port=True
+                await member.serve(
+                    cast(Backend, models), server_config, observer=observing.of_calls, ready=observing.serves
                 )
 
 

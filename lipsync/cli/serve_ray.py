@@ -67,10 +67,6 @@ async def _run_ray_worker(
     packages: dict[str, Path],
     worker: Worker,
 ) -> None:
-    def listens(server: Server) -> None:
-        observing.serves(server)
-        member.listens()
-
     with worker.termination.cancels_task(), Observing(server_config, worker=True) as observing:
         async with (
             worker.joined() as member,  # what one loads or unloads, the others are told by the replicas
@@ -80,7 +76,7 @@ async def _run_ray_worker(
             logs.configure(server_config, worker=worker.number)
             async with observing.looking(backend):
                 await member.may_listen(torch="in Ray", device=backend.device)
-                await serve(backend, server_config, observer=observing.of_calls, ready=listens, reuse_port=True)
+                await member.serve(backend, server_config, observer=observing.of_calls, ready=observing.serves)
 
 
 async def _end_without(app: RayApp, backend: ClusterBackend) -> None:

@@ -34,6 +34,8 @@ MAX_REMEMBERED = 4096
 """Models of which the last change is known to workers that start again."""
 MAX_ERROR = 1000
 """Characters of what went wrong that are told."""
+MAX_ERRORS = 4
+"""Workers of which all of that is told: the others' is mostly the same, and a message has an end."""
 LEAVING = "the server is shutting down"
 
 
@@ -104,7 +106,7 @@ class ModelChanges:
             return None
         pending.had |= had
         if error:
-            pending.errors[worker] = error
+            pending.errors[worker] = error if len(pending.errors) < MAX_ERRORS else "failed too"
         return self._without(worker, number)
 
     def gone(self, worker: int) -> list[Settled]:

@@ -25,7 +25,12 @@ from lipsync.cli.worker_models import Change, SharedModels
 from lipsync.cli.worker_restarts import REFUSED
 from lipsync.config import EngineConfig, ServerConfig
 from lipsync.errors import LipsyncError
+from lipsync.transport.backend import Backend
+from lipsync.transport.calls import Observer
+from lipsync.transport.server import Server, serve
 
+SAME_SIGNAL_S = 1.0
+"""For which a worker takes signals for one: it may be given one with all of its service, and another by its parent."""
 LAST_S = 30.0
 """Beyond the grace for calls: how long a worker that has lost its parent may take to end."""
 
@@ -91,9 +96,22 @@ class Member:
         """To the parent, soon."""
         self._channel.send(kind, **fields)
 
-    def listens(self) -> None:
-        """It does."""
-        self._channel.send("listens")
+    async def serve(
+        self,
+        backend: Backend,
+        config: ServerConfig,
+        *,
+        observer: Observer | None = None,
+        ready: Callable[[Server], None] | None = None,
+    ) -> None:
+        """As `lipsync.transport.server.serve`, beside the other workers."""
+
+        def listens(server: Server) -> None:
+            if ready is not None:
+                ready(server)
+            self._channel.send("listens")
+
+        await serve(backend, config, observer=observer, ready=listens, reuse_port=True, same_signal_s=SAME_SIGNAL_S)
 
     async def read(self) -> None:
         """What the parent says; once that is gone, drain and end."""

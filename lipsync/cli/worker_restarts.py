@@ -25,7 +25,7 @@ class Restarts:
         self._was_ready = False
 
     def ready(self) -> None:
-        """It serves: what it was told to serve can be served."""
+        """It serves, or another one: what they were told to serve can be served."""
         self._was_ready = True
 
     def ended(self, exit_code: int, ran_s: float) -> float | None:

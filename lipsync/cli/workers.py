@@ -28,7 +28,7 @@ from lipsync.cli.terminal import console, count
 from lipsync.cli.worker_channel import Channel, Message
 from lipsync.cli.worker_cores import own_cores, share_of
 from lipsync.cli.worker_models import Change, ModelChanges, Settled
-from lipsync.cli.worker_process import Job, Worker
+from lipsync.cli.worker_process import SAME_SIGNAL_S, Job, Worker
 from lipsync.cli.worker_restarts import Restarts, how_it_ended
 from lipsync.config import ServerConfig
 from lipsync.errors import ConfigError
@@ -187,6 +187,7 @@ class _Workers:
                 await signals.get()
                 logger.warning("second signal: stopping at once")
                 self._all_drained = False
+                await asyncio.sleep(SAME_SIGNAL_S)  # sooner it would be the first to them
                 for slot in self._slots:
                     slot.signal(signal.SIGTERM)
                 async with asyncio.timeout(HURRY_S):
@@ -218,8 +219,7 @@ class _Workers:
             self._let_listen()
             how = how_it_ended(exit_code)
             if self._stopping.is_set():
-                # one that had nothing to drain yet may not have known the signal
-                drained = exit_code == 0 or (exit_code == -signal.SIGTERM and not slot.has_loaded)
+                drained = exit_code == 0 or not slot.has_loaded  # then there was nothing to drain yet
                 if not drained and self._refused is None:
                     logger.error("worker %d %s before it had drained", slot.number, how, extra=slot.field)
                     self._all_drained = False
@@ -311,7 +311,8 @@ class _Workers:
             self._let_listen()
         elif message["kind"] == "listens":
             slot.listens = True
-            slot.restarts.ready()
+            for each in self._slots:  # what one can serve is no reason for another to give up
+                each.restarts.ready()
             logger.info("worker %d serves", slot.number, extra=slot.field)
             self._announce()
         elif message["kind"] == "ask":

@@ -77,6 +77,7 @@ def choose(
     *,
     target_queue: int,
     copies: int = 1,
+    max_sessions: int | None = None,
     holders: Sequence[Replica] | None = None,
 ) -> Choice | None:
     """Route one call.
@@ -91,14 +92,27 @@ def choose(
         replicas: those that take calls.
         target_queue: frames that may wait at a replica before another one is used.
         copies: replicas that shall have a model that is used, whatever the demand, so that one may be lost.
+        max_sessions: for a call that opens a session, how many a replica takes: others are used before it refuses.
         holders: those of them that have the model or load it, in the same order, if the caller keeps count: looking at
             all of a thousand replicas takes most of the time that this takes.
     Returns None if there is no replica.
     """
     if not replicas:
         return None
+    chosen, copy_to = _choose(model, replicas, replicas if holders is None else holders, target_queue, copies)
+    if max_sessions is not None and chosen.n_sessions >= max_sessions:
+        with_room = [replica for replica in replicas if replica.n_sessions < max_sessions]
+        if with_room:
+            chosen, copy_to = _choose(model, with_room, with_room, target_queue, copies)
+    return Choice(chosen.id, copy_to)
+
+
+def _choose(
+    model: str, replicas: Sequence[Replica], holders: Sequence[Replica], target_queue: int, copies: int
+) -> tuple[Replica, str | None]:
+    """As `choose`, of one replica at least."""
     loaded, loading = [], []
-    for replica in replicas if holders is None else holders:
+    for replica in holders:
         if model in replica.models:
             loaded.append(replica)
         elif model in replica.loading:
@@ -111,13 +125,13 @@ def choose(
             copy_to = _place_of_copy(model, replicas, most=target_queue // 2)
         elif not loading and len(loaded) < copies:
             copy_to = _place_of_copy(model, replicas)
-        return Choice(best.id, copy_to)
+        return best, copy_to
     if loading:
-        return Choice(min(loading, key=lambda replica: replica.load).id)
+        return min(loading, key=lambda replica: replica.load), None
     free = [replica for replica in replicas if replica.load < target_queue]
     if free:
-        return Choice(home(model, (replica.id for replica in free)))
-    return Choice(min(replicas, key=lambda replica: replica.load).id)
+        return max(free, key=lambda replica: weight(model, replica.id)), None
+    return min(replicas, key=lambda replica: replica.load), None
 
 
 def _in_use(model: str, loaded: Sequence[Replica], target_queue: int) -> Sequence[Replica]:

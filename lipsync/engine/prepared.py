@@ -218,6 +218,8 @@ class PreparedCache:
     def make_room(self, n_bytes: int) -> bool:
         """Remove drafts that nobody works on, and entries that nobody uses, those unused longest first, until so many
         bytes more are within the limit. Returns whether they are. Raises OSError."""
+        if self._limit_bytes and n_bytes > self._limit_bytes:
+            return False
         files = []
         for name in os.listdir(self._folder.fd):
             if name.endswith((ENTRY, DRAFT)):

@@ -287,7 +287,8 @@ class Speaking(Generic[T]):
             self._model_name,
             error,
         )
-        delay_s = random() * min(MOST_DELAY_S, FIRST_DELAY_S * 2.0**self._n_failures)
+        # no power beyond the one that reaches the longest
+        delay_s = random() * min(MOST_DELAY_S, FIRST_DELAY_S * 2.0 ** min(self._n_failures, 16))
         self._n_failures += 1
         if isinstance(error, OverloadedError):
             delay_s += max(0, error.retry_after_ms or 0) / 1000

@@ -92,7 +92,7 @@ class ReservedPort:
             found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
             for left in reversed(range(1 if port else TRIES)):
                 try:
-                    addresses = self._keep([(info[0], info[4]) for info in found])
+                    addresses = self._keep(list(dict.fromkeys((info[0], info[4]) for info in found)))
                     break
                 except OSError:
                     self._kept.close()

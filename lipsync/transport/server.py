@@ -216,7 +216,7 @@ class Server:
             # Not followed by wait_closed(): from Python 3.12 on that waits for every client to hang up.
             await stop_listening(listener, self._connection)
             if self._web is not None:
-                self._web.stop_listening()
+                await self._web.stop_listening()
             self._is_leaving = True
             for connection in self._connections:
                 connection.take_leave()
@@ -321,6 +321,14 @@ class Server:
             self._no_connections.set()
 
 
+async def _another(signals: asyncio.Queue[int], same_signal_s: float) -> None:
+    """A signal that comes so long after this is called, at least."""
+    await asyncio.sleep(same_signal_s)
+    while not signals.empty():
+        signals.get_nowait()
+    await signals.get()
+
+
 async def serve(
     backend: Backend,
     config: ServerConfig,
@@ -328,10 +336,16 @@ async def serve(
     ready: Callable[[Server], None] | None = None,
     observer: Observer | None = None,
     reuse_port: bool = False,
+    same_signal_s: float = 0.0,
 ) -> None:
     """Serve until SIGTERM or Ctrl-C, then drain and return. A second signal stops at once.
 
-    `ready` is called with the server once it listens; `observer` is told of its calls; `reuse_port` is as for `Server`.
+    Args:
+        ready: is called with the server once it listens.
+        observer: is told of its calls.
+        reuse_port: as for `Server`.
+        same_signal_s: for how long further signals count as the first: who stops a service may give one to all of its
+            processes, and a parent passes on its own.
     """
     loop = asyncio.get_running_loop()
     signals: asyncio.Queue[int] = asyncio.Queue()
@@ -353,7 +367,7 @@ async def serve(
             first = asyncio.create_task(signals.get())
             await asyncio.wait({closed, first}, return_when=asyncio.FIRST_COMPLETED)
             drained = asyncio.create_task(server.drain())
-            second = first if not first.done() else asyncio.create_task(signals.get())
+            second = first if not first.done() else asyncio.create_task(_another(signals, same_signal_s))
             await asyncio.wait({drained, second}, return_when=asyncio.FIRST_COMPLETED)
             if not drained.done():
                 logger.warning("second signal: stopping at once")

@@ -40,7 +40,7 @@ from lipsync.transport.backend import Backend
 from lipsync.transport.calls import SHUTTING_DOWN, Calls, Observer, peer_name
 from lipsync.transport.legacy import Legacy
 from lipsync.transport.limits import Inflight, Share, within
-from lipsync.transport.listening import listen
+from lipsync.transport.listening import listen, stop_listening
 from lipsync.transport.origins import Origins
 from lipsync.transport.requests import request_id_of
 from lipsync.transport.security import Security
@@ -298,14 +298,15 @@ class WebServer:
             host, port = listener.sockets[0].getsockname()[:2]
             self.addresses.append((host, port))
 
-    def stop_listening(self) -> None:
+    async def stop_listening(self) -> None:
         """Take no new connections; those that are there go on."""
         for listener in self._listeners:
-            listener.close()
+            if listener.is_serving():
+                await stop_listening(listener, self._connection)
 
     async def close(self, timeout_s: float) -> None:
         """End what is left, politely for as long."""
-        self.stop_listening()
+        await self.stop_listening()
         await self._legacy.close()
         for connection in self._connections:
             if not connection.is_socket:  # those say goodbye by themselves, and hear what is answered
@@ -317,7 +318,8 @@ class WebServer:
 
     def abort(self) -> None:
         """End what is left, now."""
-        self.stop_listening()
+        for listener in self._listeners:
+            listener.close()
         for connection in list(self._connections):
             connection.abort()
         for door in list(self._doors):

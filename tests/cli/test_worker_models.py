@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections import deque
 from typing import Any
 
@@ -11,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lipsync.cli import worker_models
-from lipsync.cli.worker_models import MAX_REMEMBERED, Change, ModelChanges, SharedModels
+from lipsync.cli.worker_channel import MAX_LINE_BYTES
+from lipsync.cli.worker_models import MAX_ERROR, MAX_REMEMBERED, Change, ModelChanges, SharedModels
 from lipsync.errors import DeviceError, EngineClosedError, LipsyncError, ModelExistsError, ModelNotFoundError
 from lipsync.types import ModelInfo
 from tests.waiting import until
@@ -69,6 +71,16 @@ def test_a_change_is_settled_once_all_that_serve_have_made_it() -> None:
     assert settled is not None and (settled.worker, settled.ask) == (0, 7)
     assert settled.had and settled.errors == {2: "no memory"}
     assert changes.made(2, number, had=False) is None
+
+
+def test_what_went_wrong_in_all_of_many_workers_can_be_told() -> None:
+    """A message that is too long would end the worker that asked."""
+    changes = ModelChanges()
+    number = changes.asked(0, 7, ANNA, range(256))
+    for worker in range(256):
+        settled = changes.made(worker, number, had=False, error="\N{FACE WITH OPEN MOUTH}" * MAX_ERROR)
+    assert settled is not None and len(settled.errors) == 256
+    assert len(json.dumps({"kind": "settled", **settled._asdict()})) < MAX_LINE_BYTES
 
 
 def test_one_that_is_gone_is_not_waited_for() -> None:

@@ -63,7 +63,7 @@ async def test_it_listens_once_it_has_made_all_changes_from_before() -> None:
         parent.send("go")
         parent.send("change", number=3, change=Change("dan", "/dan"))
         await waiting
-        member.listens()
+        member.send("listens")
         await until(lambda: [message["kind"] for message in heard].count("made") == 3)
         assert {"kind": "listens"} in heard
 

@@ -235,13 +235,15 @@ async def in_flight(workers: Started) -> AsyncIterator[list[asyncio.Task[Any]]]:
         yield calls
 
 
-async def test_ctrl_c_drains_all(tmp_path: Path) -> None:
-    """A terminal sends it to the whole process group: to workers it must not be the second signal."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_a_signal_for_all_of_them_drains_all(tmp_path: Path, number: int) -> None:
+    """A terminal sends Ctrl-C to the whole process group, systemd SIGTERM to the whole service: to workers what their
+    parent passes on must not be the second signal."""
     with started(tmp_path, 2, delay_s=1.0) as workers:
         await workers.ready(2)
         children = workers.children()
         async with in_flight(workers) as calls:
-            os.killpg(workers.process.pid, signal.SIGINT)
+            os.killpg(workers.process.pid, number)
             assert all(frame.ok for frame in await asyncio.gather(*calls))
         assert await workers.ends() == 0, workers.said
         assert not any(child.is_running() for child in children)
@@ -282,6 +284,19 @@ async def test_what_a_worker_finds_wrong_with_the_settings_ends_all(tmp_path: Pa
         assert await workers.ends() == 1
         assert workers.said.count("worker 1 does not like its settings") == 1
         assert "starts again" not in workers.said and "listening" not in workers.said
+
+
+async def test_what_one_finds_wrong_does_not_end_others_that_serve(tmp_path: Path) -> None:
+    """It was well for them; it may be the memory, or a package that has gone meanwhile."""
+    fell = tmp_path / "fell"
+    with started(tmp_path, 2, refuses=1, falls=str(fell)) as workers:
+        await workers.says("worker 0 serves")
+        fell.write_text("refuse")
+        await workers.says("worker 1 ended with exit code 78; it starts again in")
+        async with clients_of(workers.address, 1) as [client]:
+            assert (await client.frame("anna", 1)).ok
+        workers.process.terminate()
+        assert await workers.ends() == 0, workers.said  # also if it was just starting
 
 
 @pytest.mark.parametrize("settings", [{"tls_cert": "nowhere", "tls_key": "nowhere"}, {"host": "0.0.0.0"}])

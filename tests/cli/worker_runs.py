@@ -9,6 +9,7 @@ import asyncio
 import json
 import os
 import sys
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -22,17 +23,19 @@ from lipsync.config import ServerConfig
 from lipsync.errors import ConfigError
 from lipsync.transport.backend import Backend
 from lipsync.transport.metrics import Metrics
-from lipsync.transport.server import serve
 from tests.transport.fake_backend import FakeBackend
 
 
 def run(worker: Worker, *, delay_s: float = 0.0, refuses: int = -1, falls: str = "") -> None:
-    """Serve. The worker numbered `refuses` cannot; the first to find no file `falls` makes it, and falls."""
-    if worker.number == refuses:
-        raise ConfigError(f"worker {worker.number} does not like its settings")
-    if falls and not Path(falls).exists():
+    """Serve. The worker numbered `refuses` cannot. The first to find no file `falls` makes it, and falls; that can only
+    be the one that `refuses`, if there is one, which then refuses once something is written there."""
+    if falls and refuses in (-1, worker.number) and not Path(falls).exists():
         Path(falls).touch()
         os._exit(3)
+    if worker.number == refuses:
+        while falls and not Path(falls).read_text():
+            time.sleep(0.01)
+        raise ConfigError(f"worker {worker.number} does not like its settings")
     asyncio.run(_serve(worker, delay_s))
 
 
@@ -45,13 +48,8 @@ async def _serve(worker: Worker, delay_s: float) -> None:
             member.shares_models(models)
             logs.configure(worker.server_config, worker=worker.number)
             await member.may_listen(device="none")
-            await serve(
-                cast(Backend, models),
-                worker.server_config,
-                observer=Metrics(shared=True) if worker.server_config.metrics else None,
-                ready=lambda server: member.listens(),
-                reuse_port=True,
-            )
+            observer = Metrics(shared=True) if worker.server_config.metrics else None
+            await member.serve(cast(Backend, models), worker.server_config, observer=observer)
 
 
 def main() -> None:

@@ -110,6 +110,13 @@ def test_copies_are_kept_for_the_case_that_one_is_lost() -> None:
     assert choose("anna", [some[0]], target_queue=16, copies=2) == Choice("a")
 
 
+def test_a_session_goes_where_there_is_room_for_it() -> None:
+    full, other = replica("a", "anna", sessions=3), replica("b", sessions=2)
+    assert choose("anna", [full, other], target_queue=100, max_sessions=3) == Choice("b")
+    assert choose("anna", [full, other], target_queue=100) == Choice("a")
+    assert choose("anna", [full], target_queue=100, max_sessions=3) == Choice("a")
+
+
 def test_sessions_count_as_the_frames_that_they_have_made() -> None:
     assert replica("a", waiting=3, sessions=2).load == 3 + 2 * FRAMES_OF_SESSION
     full = replica("a", "anna", sessions=4)

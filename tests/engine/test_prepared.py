@@ -208,6 +208,15 @@ def test_what_does_not_fit_stays_in_memory(folder: Path, caplog: pytest.LogCaptu
     cache.close()
 
 
+def test_nothing_is_removed_for_what_can_never_fit(folder: Path) -> None:
+    cache = PreparedCache.open(folder, limit_mb=2)
+    made(cache, "a")
+    gc.collect()
+    assert made(cache, "b", np.zeros(3 * MIB, np.uint8)) is None
+    assert names(folder) == [key("a").name + ENTRY]
+    cache.close()
+
+
 def test_drafts_of_the_dead_are_removed(folder: Path, cache: PreparedCache) -> None:
     (folder / f"dead{DRAFT}").write_bytes(b"half")
     draft = cache.claim(key("alive"))

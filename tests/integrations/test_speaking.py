@@ -295,6 +295,12 @@ async def test_a_server_that_stays_away_is_given_up(backend: Voices) -> None:
             assert isinstance(speaking.error, errors.ConnectionLostError)
 
 
+async def test_a_server_can_be_waited_for_for_hours(client: Client) -> None:
+    speaking = Speaking(client, "anna", OPTIONS, decode=as_it_is, patience_s=3600.0)
+    lost = errors.ConnectionLostError("it is away")
+    assert all(speaking._delay_after(lost) <= module.MOST_DELAY_S for _ in range(2000))
+
+
 async def test_what_another_session_would_not_mend_is_raised_at_once(client: Client, backend: Voices) -> None:
     del backend.names["anna"]
     async with face(client, rests=True) as speaking:

@@ -87,6 +87,13 @@ def test_all_addresses_of_a_name_have_one_port(host: str) -> None:
     reserved.close()
 
 
+def test_an_address_that_a_name_has_twice_is_kept_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where /etc/hosts has two lines for it."""
+    real = socket.getaddrinfo
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **named: 2 * real(*args, **named))
+    ReservedPort(HOST, 0).close()
+
+
 @pytest.mark.parametrize(("host", "why"), [("192.0.2.1", "cannot listen"), ("x" * 64, "cannot listen")])
 def test_what_cannot_be_had(host: str, why: str) -> None:
     with pytest.raises(ConfigError, match=why):
