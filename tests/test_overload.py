@@ -103,6 +103,7 @@ async def test_a_stream_in_real_time_is_next_although_fifty_callers_wait(
             assert refused.value.retry_after_ms is not None and refused.value.retry_after_ms > 0
             async with asyncio.timeout(PATIENCE_S), aclosing(client.stream("anna", frame_ids())) as frames:
                 for n_before, frame_id in ((1, 10), (3, 11), (5, 10)):
+                    lane.item_s = lane.finish_s = 0.001  # again, in case that its reservation lapsed
                     asked.put_nowait(frame_id)
                     answer = asyncio.ensure_future(anext(frames))
                     await until(lambda: lane.n_reserved == 1)

@@ -37,6 +37,7 @@ class Plan:
         transport_s: of each way of calling a server without an engine; 0 leaves that out.
         web: whether WebSockets are compared.
         only_web: nothing else is, but for the transports alone.
+        ray: whether frames come through Ray as well, with the transports alone.
     """
 
     quick: bool
@@ -54,6 +55,7 @@ class Plan:
     transport_s: float
     web: bool
     only_web: bool = False
+    ray: bool = False
 
 
 FULL_PLAN = Plan(
@@ -71,6 +73,7 @@ FULL_PLAN = Plan(
     growth=True,
     transport_s=5.0,
     web=True,
+    ray=True,
 )
 QUICK_PLAN = Plan(
     quick=True,

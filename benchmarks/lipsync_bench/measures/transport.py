@@ -140,7 +140,7 @@ async def measure_transport(bench: Bench) -> None:
     commands = {GRPCLIB: [*command, GRPCLIB]}
     if bench.servers.stubs is not None:
         commands[GRPCIO] = [*command, GRPCIO, str(bench.servers.stubs)]
-    if importable("ray"):
+    if bench.plan.ray and importable("ray"):
         commands[RAY] = [*command, "ray"]
     seconds = bench.plan.transport_s / ROUNDS
     async with AsyncExitStack() as stack:
