@@ -14,7 +14,7 @@ import os
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Collection, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
@@ -23,7 +23,7 @@ from lipsync.cluster.line import Callers, Line, LineLostError, Wire
 from lipsync.cluster.merging import merged_stats, merged_usage
 from lipsync.cluster.routing import choose, home, pins
 from lipsync.cluster.speech import ClusterSpeech
-from lipsync.cluster.wire import Report
+from lipsync.cluster.wire import SPEECH, Report
 from lipsync.errors import (
     DeadlineError,
     EngineClosedError,
@@ -41,9 +41,17 @@ WAIT_FOR_REPLICA_S = 15.0
 """How long a call waits for a replica while there is none: about what Ray takes to start another one."""
 ATTEMPTS = 4
 """Replicas that a call is asked of, one after the other, as each is lost."""
+LOST = f"{ATTEMPTS} replicas were lost over this, one after the other; try again"
 RESUME_S = 5.0
 """How long a session that lost its replica tries to be taken on by others that are full."""
 RESUME_AGAIN_S = 0.2
+COPY_AGAIN_S = 5.0
+"""A model that could not be copied to a replica is not tried there again for as long: every call would."""
+REFUSALS = {
+    **{"frames": "frames", "video_frame": "frames", "frames_with_audio": "recordings", "recording": "recordings"},
+    **{SPEECH: "sessions", "load": "models"},
+}
+"""What an observer is told of what replicas refuse for overload, by the method."""
 
 Connect = Callable[[str], Wire]
 
@@ -89,8 +97,7 @@ class ClusterBackend:
         self._copies = copies
         self._max_queue_size = max_queue_size
         self._observer = observer or _Unobserved()
-        self._server = uuid.uuid4().hex[:12]
-        self._callers = Callers(self._server)
+        self._callers = Callers(uuid.uuid4().hex[:12])
         self._lines: dict[str, Line] = {}
         self._wanted: frozenset[str] = frozenset()
         self._known: dict[str, ModelInfo] = {}  # in the order that they were first seen
@@ -109,9 +116,8 @@ class ClusterBackend:
             return
         self._wanted = frozenset(ids)
         for id in self._wanted - self._lines.keys():
-            self._lines[id] = Line(
-                id, self._connect(id), server=self._server, reported=self._reported, lost=self._line_lost
-            )
+            server = uuid.uuid4().hex[:12]
+            self._lines[id] = Line(id, self._connect(id), server=server, reported=self._reported, lost=self._line_lost)
         for id in self._lines.keys() - self._wanted:
             line = self._lines[id]
             if not line.leaving:
@@ -122,9 +128,11 @@ class ClusterBackend:
     def _reported(self, line: Line, before: Report | None, report: Report) -> None:
         if before is not None:
             for name in report.unloaded - before.unloaded:  # through another server
-                self._known.pop(name, None)
+                # where it is in memory still, that is told next; or it was loaded anew since
+                if not any(name in other.models for other in self._lines.values() if not other.leaving):
+                    self._known.pop(name, None)
         for name, model in report.changed.items():
-            if name not in self._unloading:
+            if name not in self._unloading and not line.leaving:  # one that leaves is not told of what is unloaded
                 self._known[name] = model.info
         if line.leaving and line.is_idle:
             self._close_line(line)
@@ -139,7 +147,7 @@ class ClusterBackend:
             del self._lines[line.id]
         self._tell_pins()
         self._tell_changed()
-        if line.id in self._wanted and not line.leaving and not self._closed:
+        if line.id in self._wanted and not self._closed:
             self._again(line.id)
 
     def _again(self, id: str) -> None:
@@ -241,22 +249,40 @@ class ClusterBackend:
                 logger.info("%s is in the memory of replica %s, too", name, line.id)
             except LipsyncError as error:
                 logger.warning("%s could not be copied to replica %s: %s", name, line.id, error)
+                await asyncio.sleep(COPY_AGAIN_S)
 
         self._copying[key] = asyncio.create_task(copy(), name=f"lipsync-copy-{name}")
         self._copying[key].add_done_callback(lambda task: self._copying.pop(key, None))
 
     async def _ask(self, method: str, name: str, deadline: float | None, n_frames: int, **arguments: Any) -> Any:
         """Have a replica do something about a model; another one, if it is lost meanwhile."""
-        lost: LineLostError | None = None
         for _ in range(ATTEMPTS):
             line = await self._line_for(name, deadline)
             if deadline is not None:
                 arguments["timeout_s"] = max(0.0, deadline - time.monotonic())
-            try:
+            with contextlib.suppress(LineLostError), self._refusals_told(method):
                 return await line.call(method, n_frames=n_frames, **self._package(name), **arguments)
-            except LineLostError as error:
-                lost = error
-        raise EngineClosedError(f"{ATTEMPTS} replicas were lost over this call; the last: {lost}")
+        raise EngineClosedError(LOST)
+
+    async def _ask_all(self, lines: Sequence[Line], method: str, **arguments: Any) -> list[Any]:
+        """Have replicas do something. Returns the answers of those that are not lost meanwhile; raises what is wrong
+        with one of them, once all have answered."""
+        with self._refusals_told(method):
+            done = await asyncio.gather(*(line.call(method, **arguments) for line in lines), return_exceptions=True)
+            for error in done:
+                if isinstance(error, BaseException) and not isinstance(error, LineLostError):
+                    raise error
+        return [answer for answer in done if not isinstance(answer, LineLostError)]
+
+    @contextlib.contextmanager
+    def _refusals_told(self, method: str) -> Iterator[None]:
+        """Tell the observer of what is refused for overload in here."""
+        try:
+            yield
+        except OverloadedError:
+            if method in REFUSALS:
+                self._observer.refused(REFUSALS[method])
+            raise
 
     def _package(self, name: str) -> dict[str, Any]:
         """Where a model's package is, for a replica that does not have it in memory."""
@@ -408,30 +434,32 @@ class ClusterBackend:
     ) -> tuple[Line, int]:
         """Open a session somewhere. A `patient` one was open elsewhere before: it waits for a place."""
         until = time.monotonic() + RESUME_S
-        lost: LineLostError | None = None
         n_lost = 0
         while n_lost < ATTEMPTS:
             line = await self._line_for(name, None)
             try:
                 return line, await line.open(**self._package(name), options=options, caller=caller, n_shown=n_shown)
-            except LineLostError as error:
-                lost, n_lost = error, n_lost + 1
+            except LineLostError:
+                n_lost += 1
             except OverloadedError:
                 if not patient or time.monotonic() >= until:
+                    self._observer.refused(REFUSALS[SPEECH])
                     raise
                 await asyncio.sleep(RESUME_AGAIN_S)
-        raise EngineClosedError(f"{ATTEMPTS} replicas were lost over this session; the last: {lost}")
+        raise EngineClosedError(LOST)
 
     # Models
 
     async def load(self, path: str, *, name: str, below: str | None = None) -> ModelInfo:
-        holders = [line for line in self._lines.values() if line.takes_calls and name in line.models]
-        lines = holders or [await self._home_of(name)]
-        self._unloading.discard(name)
-        infos = await asyncio.gather(*(line.call("load", name=name, path=path, below=below) for line in lines))
-        info: ModelInfo = infos[0]
-        self._known[name] = info
-        return info
+        for _ in range(ATTEMPTS):
+            holders = [line for line in self._lines.values() if line.takes_calls and name in line.models]
+            lines = holders or [await self._home_of(name)]
+            self._unloading.discard(name)
+            infos: list[ModelInfo] = await self._ask_all(lines, "load", name=name, path=path, below=below)
+            if infos:
+                self._known[name] = infos[0]
+                return infos[0]
+        raise EngineClosedError(LOST)
 
     async def _home_of(self, name: str) -> Line:
         await self._line_for(name, None)
@@ -442,14 +470,12 @@ class ClusterBackend:
         if name not in self._known:
             raise ModelNotFoundError(name, sorted(self._known))
         del self._known[name]
+        self._refused.pop(name, None)
         self._unloading.add(name)
         try:
             # all of them: those that do not have it tell their other servers, too
             lines = [line for line in self._lines.values() if line.takes_calls]
-            done = await asyncio.gather(*(line.call("unload", name=name) for line in lines), return_exceptions=True)
-            for error in done:
-                if isinstance(error, BaseException) and not isinstance(error, LineLostError):
-                    raise error
+            await self._ask_all(lines, "unload", name=name)
             for line in lines:
                 line.models.pop(name, None)
         finally:
@@ -472,7 +498,7 @@ class ClusterBackend:
     def stats(self, name: str) -> ModelStats:
         told = [line.models[name].stats for line in self._lines.values() if line.up and name in line.models]
         if not told:
-            raise ModelNotFoundError(name, sorted(self._known))
+            raise ModelNotFoundError(name, sorted(info.name for info in self.models()))
         stats = merged_stats(told)
         n_refused = self._refused[name]
         return replace(

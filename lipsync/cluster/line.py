@@ -18,6 +18,7 @@ from weakref import WeakKeyDictionary
 
 from lipsync.cluster.routing import Replica
 from lipsync.cluster.wire import (
+    ALIVE_S,
     SILENT_S,
     SPEECH,
     Answer,
@@ -90,7 +91,7 @@ class Line:
         leaving: the replica is about to stop.
         why: the line is lost; empty until then.
         models: in its memory, by name.
-        pinned: what the replica was told to keep.
+        pinned: what the replica was told to keep; None as long as it was told nothing.
         report: its last.
     """
 
@@ -105,14 +106,14 @@ class Line:
     ) -> None:
         """
         Args:
-            server: an id of this process.
+            server: an id that no line had before: what is late on a line that was lost is not taken for this one's.
             reported: is called with the report before and the new one, after that was noted.
             lost: is called once, when the line is lost.
         """
         self.id = id
         self.up = False
         self.leaving = False
-        self.pinned: frozenset[str] = frozenset()
+        self.pinned: frozenset[str] | None = None
         self.models: dict[str, ModelReport] = {}
         self.report: Report | None = None
         self._wire = wire
@@ -218,8 +219,13 @@ class Line:
     def close_session(self, number: int) -> None:
         """Nobody takes a session's events any more."""
         session = self._sessions.pop(number, None)
-        if session is not None and not session.ended and not self.why:
+        if session is None:
+            return
+        if not session.ended and not self.why:
             self._send(Cancel(number))
+        session.events.clear()
+        session.ended = True
+        session.changed.set()  # another task may wait for an event
 
     # Below
 
@@ -238,7 +244,8 @@ class Line:
             why = f"it was silent for {SILENT_S:g} s"
         except Exception as error:
             why = _first_line(error)
-        self._lose(why)
+        finally:  # Ray raises CancelledError, too, with nobody cancelling this
+            self._lose(why)
 
     def _take(self, message: FromReplica) -> None:
         match message:
@@ -277,23 +284,28 @@ class Line:
         session.changed.set()
 
     async def _tell(self) -> None:
-        """One message at a time: whatever comes while it is on its way goes with the next."""
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            messages, self._outbox = self._outbox, []
-            if not messages:
-                continue
-            try:
+        """One message at a time: whatever comes while it is on its way goes with the next. One of nothing now and then,
+        as a sign of life."""
+        why = "it takes no calls"
+        try:
+            while True:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(ALIVE_S):
+                        await self._wake.wait()
+                self._wake.clear()
+                if not self._outbox and not self.up:  # the replica knows nothing of the line yet
+                    continue
+                messages, self._outbox = self._outbox, []
                 async with asyncio.timeout(SILENT_S):
                     taken = await self._wire.tell(self._server, messages)
-            except TimeoutError:
-                self._lose(f"it took no calls for {SILENT_S:g} s")
-            except Exception as error:
-                self._lose(_first_line(error))
-            else:
                 if not taken:
                     self._refused(messages)
+        except TimeoutError:
+            why = f"it took no calls for {SILENT_S:g} s"
+        except Exception as error:
+            why = _first_line(error)
+        finally:
+            self._lose(why)
 
     def _refused(self, messages: Sequence[ToReplica]) -> None:
         """It takes no more; what it took before it still answers."""

@@ -13,6 +13,8 @@ import hashlib
 import importlib.util
 import logging
 import os
+import socket
+import sys
 import threading
 import time
 import warnings
@@ -46,6 +48,9 @@ MAX_CALLS = 100_000
 UPSCALE_S = 3.0
 DOWNSCALE_S = 120.0
 """How long it must be too few, or too many replicas, before there are others."""
+REACH_S = 5.0
+JOIN_S = 10.0
+"""How long a start that is called off waits for Ray, to stop what has begun."""
 LOOK_S = 2.0
 LOST_S = 20.0
 """For which there is no replica before the cluster is asked whether it is there at all."""
@@ -117,7 +122,7 @@ class RayApp:
             await asyncio.shield(connecting)
         except BaseException:
             # What has begun to start cannot be left alone: its processes would stay.
-            await asyncio.to_thread(self._joined.wait)
+            await asyncio.to_thread(self._joined.wait, JOIN_S)
             await asyncio.to_thread(self._disconnect)
             await asyncio.gather(connecting, return_exceptions=True)
             raise
@@ -185,14 +190,16 @@ class RayApp:
         self._run()
 
     def _join(self) -> None:
+        address = self._cluster.ray_address
+        _check_reachable(address)
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing leaves this machine
         os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # it says something about each fork, of which Ray has many
+        os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "1")  # of which each takes half a minute
         os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"  # its threads would start a cluster anew after the shutdown
         import ray
         from ray import serve  # noqa: F401  # sets the level of its log
 
         _say(logging.ERROR)  # nothing of itself at its start, nor when a replica goes: that is told by lipsync
-        address = self._cluster.ray_address
         how: dict[str, Any] = {"address": address}
         if not address:  # of this process's own: on the loopback alone, as Ray's ports know no passwords
             how = {
@@ -207,7 +214,8 @@ class RayApp:
                 ray.init(**how, logging_level=logging.ERROR, log_to_driver=True, configure_logging=False)
         except Exception as error:
             where = f"the Ray cluster at {address}" if address else "a Ray cluster of its own"
-            raise ConfigError(f"{where} cannot be had: {_first_line(error)}") from error
+            token = "" if not address else "; a cluster with tokens wants its own in RAY_AUTH_TOKEN"
+            raise ConfigError(f"{where} cannot be had: {_first_line(error)}{token}") from error
 
     def _run(self) -> None:
         from ray import serve
@@ -308,6 +316,8 @@ class RayApp:
         return deployment.bind(self._engine, self._models, self._log_level, self._edition)
 
     def _disconnect(self) -> None:
+        if "ray" not in sys.modules:  # it never came to that
+            return
         import ray
 
         from lipsync.cluster import membership
@@ -316,6 +326,20 @@ class RayApp:
         _say(logging.CRITICAL)  # its threads notice that Ray is gone
         shutdown: Any = ray.shutdown  # Ray gives it no types
         shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Raises ConfigError if nobody listens at a host and port: Ray would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():  # none, or "auto"
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_S).close()
+    except (OSError, OverflowError) as error:
+        raise ConfigError(
+            f"nobody answers at {address}, where the Ray cluster should be ({error}); "
+            "ray_address is that of its head: `ray start --head` says it"
+        ) from error
 
 
 def _say(level: int) -> None:

@@ -17,6 +17,7 @@ from lipsync.cluster.wire import (
     EVENTS_AHEAD,
     REPORT_S,
     SPEECH,
+    UNHEARD_S,
     Answer,
     Call,
     Cancel,
@@ -37,7 +38,7 @@ from lipsync.types import Frame, ModelInfo
 logger = logging.getLogger(__name__)
 
 METHODS = (
-    *("frames", "frames_with_audio", "video_frame", "recording", "load", "copy", "unload", "pin", "count_refused"),
+    *("frames", "frames_with_audio", "video_frame", "recording", "load", "copy", "unload", "pin"),
     *(SPEECH, "send", "flush", "interrupt", "end"),
 )
 """What a server may ask for."""
@@ -72,6 +73,7 @@ class Replica:
             return
         line = _Line(self)
         self._lines[server] = line
+        line.heard()
         try:
             async with contextlib.aclosing(line.messages()) as messages:
                 async for message in messages:
@@ -84,15 +86,16 @@ class Replica:
     async def tell(self, server: str, replica: str, messages: Sequence[ToReplica]) -> bool:
         """Calls from a server, in order. False if they are meant for another replica, or the line is not there."""
         line = self._lines.get(server)
-        if replica != self.id or line is None:
+        if replica != self.id or line is None or line.is_closed:
             return False
+        line.heard()
         for message in messages:
             line.take(message)
         return True
 
     @contextlib.contextmanager
     def loading(self, name: str) -> Iterator[None]:
-        """While it lasts, the model is told to be on its way."""
+        """While it lasts, the model is told to be on its way; then it is not told to be unloaded any more."""
         self._loading[name] = self._loading.get(name, 0) + 1
         try:
             yield
@@ -100,6 +103,8 @@ class Replica:
             self._loading[name] -= 1
             if not self._loading[name]:
                 del self._loading[name]
+            if self.engine.is_loaded(name):
+                self._unloaded.pop(name, None)
 
     def report(self, known: dict[str, ModelReport]) -> Report:
         """What it holds. `known` is what was told before on the same line, and is brought up to date."""
@@ -125,6 +130,9 @@ class Replica:
 
     async def unload(self, name: str) -> None:
         """Free a model, if it is there, and let all servers know that it is gone for good."""
+        if name in self._loading:
+            with contextlib.suppress(LipsyncError):
+                await self.engine.frames(name, [])  # once it is there: it would come back
         with contextlib.suppress(ModelNotFoundError):
             await self.engine.unload(name)
         self._unloaded.pop(name, None)
@@ -135,9 +143,7 @@ class Replica:
     async def load_model(self, name: str, path: str, below: str | None) -> ModelInfo:
         """Load a model by its package."""
         with self.loading(name):
-            info = await self.engine.load(path, name=name, below=below)
-        self._unloaded.pop(name, None)
-        return info
+            return await self.engine.load(path, name=name, below=below)
 
     async def close(self) -> None:
         """End all lines, and free the engine."""
@@ -166,14 +172,15 @@ class _Line:
         self._outbox: list[FromReplica] = []
         self._changed = asyncio.Event()
         self._known: dict[str, ModelReport] = {}
-        self._closed = False
+        self._unheard: asyncio.TimerHandle | None = None
+        self.is_closed = False
         self.n_frames = 0
 
     async def messages(self) -> AsyncGenerator[list[FromReplica]]:
         """What there is to tell, all that there is at a time; a report first, and in between."""
         loop = asyncio.get_running_loop()
         report_at = loop.time()
-        while not self._closed:
+        while not self.is_closed:
             if loop.time() >= report_at:
                 self._outbox.append(self._replica.report(self._known))
                 report_at = loop.time() + REPORT_S
@@ -200,6 +207,22 @@ class _Line:
                     for _ in range(message.n_events):
                         self._sessions[message.number].credit.release()
 
+    def heard(self) -> None:
+        """Its server is there."""
+        if self._unheard is not None:
+            self._unheard.cancel()
+        self._unheard = asyncio.get_running_loop().call_later(UNHEARD_S, self._give_up)
+
+    def _give_up(self) -> None:
+        logger.warning("a server told nothing for %g s: what it had asked for is dropped", UNHEARD_S)
+        self._drop()
+
+    def _drop(self) -> None:
+        self.is_closed = True
+        self._changed.set()
+        for task in self._tasks.values():
+            task.cancel()
+
     def _tell(self, message: FromReplica) -> None:
         self._outbox.append(message)
         self._changed.set()
@@ -219,12 +242,10 @@ class _Line:
 
     async def close(self) -> None:
         """Drop all that its server asked for."""
-        self._closed = True
-        self._changed.set()
-        tasks = list(self._tasks.values())
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._unheard is not None:
+            self._unheard.cancel()
+        self._drop()
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
 
     # What a server may ask for: each is given the call's number, and its arguments
 
@@ -281,15 +302,13 @@ class _Line:
         """Have a model that is in another replica's memory here as well."""
         with self._of_model(name, path, below):
             await self._engine.frames(name, [])
+        self._engine.model(name)  # raises, if its package cannot be had here
 
     async def _unload(self, number: int, *, name: str) -> None:
         await self._replica.unload(name)
 
     async def _pin(self, number: int, *, names: frozenset[str]) -> None:
         self._engine.pin(names)
-
-    async def _count_refused(self, number: int, *, name: str) -> None:
-        self._engine.count_refused(name)
 
     async def _speech(
         self,

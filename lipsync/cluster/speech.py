@@ -14,7 +14,7 @@ from typing import Any
 
 from lipsync.cluster.journal import Journal, Resumption
 from lipsync.cluster.line import Line, LineLostError
-from lipsync.errors import EngineClosedError, LipsyncError
+from lipsync.errors import EngineClosedError, InvalidRequestError, LipsyncError
 from lipsync.types import SpeechEvent, SpeechEventKind, SpeechOptions
 
 Open = Callable[[SpeechOptions, int], Awaitable[tuple[Line, int]]]
@@ -34,7 +34,9 @@ class ClusterSpeech:
         self._there = asyncio.Event()  # cleared while it is at no replica
         self._n_moves = 0
         self._saying: asyncio.Task[None] | None = None  # what is said again
+        self._opening: asyncio.Timeout | None = None  # while it is being taken on by another replica
         self._error: LipsyncError | None = None
+        self._ended = False  # no more audio will come
         self._closed = False
         self._started = False  # the client was told so
 
@@ -47,24 +49,26 @@ class ClusterSpeech:
 
     async def send(self, pcm: bytes) -> None:
         """As of the Speech protocol, as are the others."""
-        self._check()
+        self._check_takes_audio()
         self._journal.sent(pcm)
         await self._say("send", pcm=bytes(pcm))
 
     async def flush(self) -> None:
-        self._check()
+        self._check_takes_audio()
         self._journal.flushed()
         await self._say("flush")
 
     async def interrupt(self, n_dropped: int = 0) -> None:
-        self._check()
+        self._check_takes_audio()
         self._journal.interrupted(n_dropped)
         await self._say("interrupt", n_dropped=n_dropped, shown=self._shown_there())
 
     async def end(self) -> None:
-        self._check()
-        self._journal.ended()
-        await self._say("end")
+        if not self._ended:
+            self._check_takes_audio()
+            self._ended = True
+            self._journal.ended()
+            await self._say("end")
 
     async def _say(self, method: str, **arguments: Any) -> None:
         """Tell the replica what the journal has noted just now. If it goes meanwhile, the one that takes over is told
@@ -102,6 +106,11 @@ class ClusterSpeech:
         if self._closed:
             raise EngineClosedError("the session is closed")
 
+    def _check_takes_audio(self) -> None:
+        self._check()
+        if self._ended:
+            raise InvalidRequestError("the session was ended: it takes no more audio; open another one")
+
     # Out
 
     def __aiter__(self) -> AsyncIterator[SpeechEvent]:
@@ -109,7 +118,10 @@ class ClusterSpeech:
 
     async def __anext__(self) -> SpeechEvent:
         while True:
-            self._check()
+            if self._error is not None:
+                raise self._error
+            if self._closed:
+                raise StopAsyncIteration
             if self._at is None:
                 if not await self._resume():
                     raise StopAsyncIteration
@@ -122,6 +134,9 @@ class ClusterSpeech:
                 self._at = None
                 self._there.clear()
                 continue
+            except LipsyncError as error:
+                self.fail(error)  # whoever sends learns of it, too
+                raise
             if event is None:
                 raise StopAsyncIteration
             if event.kind is SpeechEventKind.STARTED:
@@ -155,20 +170,29 @@ class ClusterSpeech:
             self._moved()
             return False
         try:
-            at = await self._open(anew.options, anew.n_shown)
+            async with asyncio.timeout(None) as self._opening:
+                try:
+                    at = await self._open(anew.options, anew.n_shown)
+                finally:
+                    self._opening = None
+        except TimeoutError:  # as `_give_up_opening` wishes: it has ended
+            return True
         except LipsyncError as error:
             self.fail(error)
             raise
         # What was sent while it was being opened is in the journal too: from here on there is no await.
-        if self._closed or self._error is not None:
-            at[0].close_session(at[1])
-            self._check()
         anew = self._journal.resumption()
         self._at = at
         self._first_sample = anew.first_sample
         self._saying = asyncio.create_task(self._say_again(anew, *at), name="lipsync-resume")
         self._moved()
         return True
+
+    def _give_up_opening(self) -> None:
+        """No other replica is needed any more: to wait for one may take long."""
+        opening, self._opening = self._opening, None
+        if opening is not None:
+            opening.reschedule(0.0)
 
     def _moved(self) -> None:
         """Whoever says something goes on, or need not say any more what the journal had."""
@@ -177,7 +201,7 @@ class ClusterSpeech:
 
     async def _say_again(self, anew: Resumption, line: Line, number: int) -> None:
         """What the journal kept, in order. The session's events are taken meanwhile, as it has room for so much."""
-        with contextlib.suppress(LineLostError, EngineClosedError):  # then it is resumed again, or over
+        with contextlib.suppress(LipsyncError):  # then it is resumed again, or whoever takes its events learns why
             for _ in range(anew.n_interrupts):
                 await line.call("interrupt", session=number, n_dropped=0, shown=self._shown_there())
             for i, pcm in enumerate(anew.utterances):
@@ -193,6 +217,7 @@ class ClusterSpeech:
         if self._error is None and not self._closed:
             self._error = error
             self._there.set()
+            self._give_up_opening()
             if self._at is not None:
                 self._at[0].fail_session(self._at[1], error)
 
@@ -201,8 +226,9 @@ class ClusterSpeech:
             return
         self._closed = True
         self._there.set()
+        self._give_up_opening()
+        if self._at is not None:  # before anything that may be cancelled
+            self._at[0].close_session(self._at[1])
         if self._saying is not None:
             self._saying.cancel()
             await asyncio.gather(self._saying, return_exceptions=True)
-        if self._at is not None:
-            self._at[0].close_session(self._at[1])

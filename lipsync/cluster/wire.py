@@ -112,7 +112,12 @@ FromReplica = Answer | Failed | Told | Ended | Report
 
 REPORT_S = 0.5
 """How often a replica tells what it holds; that it does at all is its sign of life."""
-SILENT_S = 5.0
+SILENT_S = 8.0
 """A line on which nothing was told for as long is given up: its replica hangs, or cannot be reached."""
+ALIVE_S = 2.0
+"""How often a server tells a replica something, if only that it is still there."""
+UNHEARD_S = 20.0
+"""A line on which its server told nothing for as long is given up, with its sessions: nobody else says that a process
+was killed. As long as a replica that stops may take, as it is told nothing then."""
 EVENTS_AHEAD = 4
 """Events of a session that are told before they are taken. Less would wait for the line at each frame."""

@@ -139,6 +139,7 @@ class LiveAudio:
             make,
             options,
             frame_count=model.frame_count,
+            n_shown=n_shown,
             max_audio_s=self._config.session_audio_s,
             idle_s=self._config.session_idle_s,
             threads=self._threads,

@@ -72,6 +72,7 @@ class SpeechSession:
         options: SpeechOptions,
         *,
         frame_count: int,
+        n_shown: int = 0,
         max_audio_s: float,
         idle_s: float,
         threads: Executor,
@@ -83,6 +84,7 @@ class SpeechSession:
             make: makes a frame; its errors are LipsyncErrors.
             options: that the state was made with.
             frame_count: of the video.
+            n_shown: that the state was made with: their audio does not wait to be shown.
             max_audio_s: audio that may wait, in seconds.
             idle_s: after which a session ends in which nothing was sent and there was nothing to take.
             threads: where audio is heard.
@@ -104,7 +106,7 @@ class SpeechSession:
         self._n_flushes = 0  # whose END was not taken
         self._interrupting = False  # until INTERRUPTED was taken
         self._n_interrupts = 0
-        self._n_done_bytes = 0  # taken as frames, or dropped
+        self._n_done_bytes = n_shown * options.samples_per_frame * self._n_bytes  # taken as frames, or dropped
         self._last_end = 0  # of the last frame taken
         self._next_place = state.next_place
         self._resting = False

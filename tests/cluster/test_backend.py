@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator, Collection, Mapping
 from pathlib import Path
 
 import pytest
 
+from lipsync.cluster.backend import ClusterBackend
 from lipsync.cluster.routing import home
+from lipsync.cluster.wire import FromReplica, ModelReport, Report
 from lipsync.config import EngineConfig
 from lipsync.engine.engine import Engine
 from lipsync.errors import (
@@ -16,9 +19,10 @@ from lipsync.errors import (
     InvalidRequestError,
     ModelExistsError,
     ModelNotFoundError,
+    OverloadedError,
     PackageError,
 )
-from lipsync.types import Frame, Output, SpeechOptions
+from lipsync.types import EngineUsage, Frame, Output, SpeechOptions
 from tests.cluster.local import LocalCluster
 from tests.waiting import until
 
@@ -195,3 +199,125 @@ async def test_a_cancelled_call_is_dropped_at_the_replica(models: Path) -> None:
         asked.cancel()
         await until(lambda: not replica.n_waiting)
         assert replica.engine.stats("anna").total_requests < 400
+
+
+async def test_a_load_goes_on_at_another_replica(models: Path) -> None:
+    async with LocalCluster(models, "a", "b", load_on_demand=False) as cluster:
+        loading = asyncio.create_task(cluster.backend.load(str(models / "anna"), name="anna", below=str(models)))
+        at = [id for id, one in cluster.replicas.items() if home("anna", cluster.replicas) == id]
+        await until(lambda: cluster.replicas[at[0]].replica._loading)
+        cluster.kill(at[0])
+        assert (await loading).name == "anna"
+
+
+async def test_a_replica_that_is_there_after_all_is_used_again(models: Path) -> None:
+    async with LocalCluster(models, "a") as cluster:
+        await cluster.backend.frame("anna", 0)
+        cluster.replicas["a"].stopping = True
+        asked = asyncio.create_task(cluster.backend.frame("anna", 0))
+        await until(lambda: not cluster.backend.ready)
+        cluster.replicas["a"].stopping = False
+        assert (await asked).ok
+        cluster.backend.use([])
+        assert not cluster.backend.ready
+        cluster.backend.use(["a"])
+        assert (await cluster.backend.frame("anna", 0)).ok
+
+
+async def test_an_unloaded_model_stays_so_whatever_was_under_way(models: Path) -> None:
+    """It was on its way into memory again; or it is in use at a replica that is about to stop."""
+    async with LocalCluster(models, "a", load_on_demand=False, engine={"max_models": 1}) as cluster:
+        for name in ("anna", "ben"):
+            await cluster.backend.load(str(models / name), name=name, below=str(models))
+        coming = cluster.replicas["a"]
+        asked = asyncio.create_task(cluster.backend.frame("anna", 0))
+        await until(lambda: coming.replica._loading)
+        await cluster.backend.unload("anna")
+        assert not cluster.holders("anna")
+        await asyncio.gather(asked, return_exceptions=True)
+
+        await cluster.backend.load(str(models / "ben"), name="ben", below=str(models))
+        asked_more = asyncio.create_task(cluster.backend.frames("ben", [n % 12 for n in range(100)]))
+        await until(lambda: coming.replica.n_waiting)
+        cluster.stop("a")
+        await cluster.backend.unload("ben")
+        assert all(frame.ok for frame in await asked_more)
+        await until(lambda: not coming.replica._lines)
+        for name in ("anna", "ben"):
+            with pytest.raises(ModelNotFoundError):
+                cluster.backend.model(name)
+
+
+def reported(models: Mapping[str, ModelReport], *, unloaded: Collection[str] = ()) -> Report:
+    usage = EngineUsage(n_waiting=0, n_sessions=0, cache_bytes=0, models_bytes={}, gpu_bytes=0)
+    loaded, gone = frozenset(models), frozenset(unloaded)
+    return Report("", True, "cpu", loaded, models, frozenset(), gone, n_waiting=0, usage=usage)
+
+
+async def test_a_model_that_another_server_loads_anew_is_known(models: Path) -> None:
+    """In whatever order replicas tell of it."""
+    async with LocalCluster(models, "a", "b", load_on_demand=False) as cluster:
+        await cluster.backend.load(str(models / "anna"), name="anna", below=str(models))
+        (report,) = [one for line in cluster.backend._lines.values() for one in line.models.values()]
+        told: dict[str, asyncio.Queue[Report]] = {"a": asyncio.Queue(), "b": asyncio.Queue()}
+
+        class Wire:
+            def __init__(self, id: str) -> None:
+                self._told = told[id]
+
+            async def listen(self, server: str) -> AsyncGenerator[list[FromReplica]]:
+                while True:
+                    yield [await self._told.get()]
+
+            async def tell(self, server: str, messages: object) -> bool:
+                return True
+
+        async with ClusterBackend(Wire) as other:
+            other.use(told)
+            told["a"].put_nowait(reported({"anna": report}))
+            told["b"].put_nowait(reported({}))
+            await until(lambda: other.n_replicas == 2)
+            told["a"].put_nowait(reported({"anna": report}))  # unloaded, and loaded again
+            told["b"].put_nowait(reported({}, unloaded=["anna"]))
+            await until(lambda: all(queue.empty() for queue in told.values()))
+            assert other.model("anna").frame_count == 12
+            told["a"].put_nowait(reported({}, unloaded=["anna"]))
+            await until(lambda: not other._known)
+
+
+async def test_a_model_that_cannot_be_copied_is_not_tried_with_every_call(
+    models: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with LocalCluster(models, "a", "b", target_queue=1, engine={"max_models": 1}) as cluster:
+        await cluster.backend.frame("anna", 0)
+        (full,) = cluster.replicas.keys() - cluster.holders("anna")
+        engine = cluster.replicas[full].replica.engine
+        await engine.load(models / "ben", name="ben")
+        engine.pin(["ben"])
+        for _ in range(10):
+            await asyncio.gather(*(cluster.backend.frame("anna", n) for n in range(12)))
+        await until(lambda: "could not be copied" in caplog.text)
+    assert caplog.text.count("could not be copied") == 1
+
+
+async def test_an_observer_is_told_what_replicas_refuse(models: Path) -> None:
+    class Observer:
+        refusals: list[str] = []
+
+        def frame_finished(self, frame: Frame, *, looked_up: bool) -> None: ...
+
+        def refused(self, reason: str) -> None:
+            self.refusals.append(reason)
+
+    engine = {"max_sessions": 1, "max_queue_size": 8, "max_batch_size": 8}
+    async with LocalCluster(models, "a", engine=engine, observer=Observer()) as cluster:
+        session = await cluster.backend.speech("anna", SpeechOptions())
+        with pytest.raises(OverloadedError) as refused:
+            await cluster.backend.speech("anna", SpeechOptions())
+        assert refused.value.retry_after_ms
+        asked = await asyncio.gather(
+            *(cluster.backend.frames("anna", list(range(6))) for _ in range(4)), return_exceptions=True
+        )
+        n_refused = sum(isinstance(one, OverloadedError) for one in asked)
+        await session.close()
+    assert Observer.refusals == ["sessions"] + ["frames"] * n_refused and n_refused

@@ -167,3 +167,77 @@ async def test_without_another_replica_a_session_ends(models: Path, monkeypatch:
         with pytest.raises(EngineClosedError, match="no replica"):
             await sending
         await session.close()
+
+
+async def test_a_session_that_waits_for_a_replica_can_be_ended(models: Path) -> None:
+    async with LocalCluster(models, "a") as cluster:
+        failed = await cluster.backend.speech("anna", OPTIONS)
+        closed = await cluster.backend.speech("anna", OPTIONS)
+        for session in (failed, closed):
+            await anext(session)
+        cluster.kill("a")
+        await until(lambda: not cluster.backend.ready)
+        taking = [asyncio.create_task(anext(session, None)) for session in (failed, closed)]
+        await until(lambda: failed._opening is not None and closed._opening is not None)
+        failed.fail(InvalidRequestError("enough"))
+        await closed.close()
+        with pytest.raises(InvalidRequestError, match="enough"):
+            await taking[0]
+        assert await taking[1] is None
+        await failed.close()
+
+
+async def test_closing_a_session_wakes_whoever_takes_its_events(models: Path) -> None:
+    async with LocalCluster(models, "a") as cluster:
+        session = await cluster.backend.speech("anna", OPTIONS)
+        await anext(session)
+        taking = asyncio.create_task(anext(session, None))
+        await asyncio.sleep(0)
+        await session.close()
+        assert await taking is None
+        assert await anext(session, None) is None
+
+
+async def test_what_ends_a_session_reaches_whoever_sends(models: Path) -> None:
+    async with LocalCluster(models, "a", engine={"session_idle_s": 0.2}) as cluster:
+        session = await cluster.backend.speech("anna", OPTIONS)
+        await anext(session)
+        with pytest.raises(DeadlineError):
+            await anext(session)
+        with pytest.raises(DeadlineError):
+            await session.send(b"12")
+        await session.close()
+
+
+async def test_nothing_can_be_said_after_the_end(models: Path) -> None:
+    """And what is refused drops nothing."""
+    async with LocalCluster(models, "a") as cluster:
+        session = await cluster.backend.speech("anna", OPTIONS)
+        await session.send(speech(20))
+        await session.end()
+        await session.end()
+        for say in (session.interrupt, session.flush):
+            with pytest.raises(InvalidRequestError, match="was ended"):
+                await say()
+        with pytest.raises(InvalidRequestError, match="was ended"):
+            await session.send(b"12")
+        assert [event.kind async for event in session].count(SpeechEventKind.FRAME) == 20
+        await session.close()
+
+
+async def test_a_session_is_given_back_though_its_close_is_cancelled(models: Path) -> None:
+    async with LocalCluster(models, "a") as cluster:
+        session = await cluster.backend.speech("anna", OPTIONS)
+        session._saying = asyncio.create_task(asyncio.Event().wait())  # type: ignore[assignment]
+        closing = asyncio.create_task(session.close())
+        await asyncio.sleep(0)
+        closing.cancel()
+        await asyncio.gather(closing, return_exceptions=True)
+        await until(lambda: not cluster.replicas["a"].replica.engine.usage().n_sessions)
+
+
+async def test_a_session_that_keeps_little_audio_moves_too(models: Path) -> None:
+    """What is heard again is more than may wait to be shown, and none of it waits."""
+    async with LocalCluster(models, "a", "b", engine={"session_audio_s": 1.0}) as cluster:
+        events = await talk(cluster, [speech(60)], acts={40: kill})
+        assert [event[0] for event in events].count(SpeechEventKind.FRAME) == 60
