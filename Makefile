@@ -1,6 +1,8 @@
 # `make demo` and `make test` are all that a newcomer types; both set up .venv first.
 PYTHON ?= python3
 VENV ?= .venv
+# Tests that run at a time: none of them measures time.
+JOBS ?= 2
 BIN = $(VENV)/bin
 
 .PHONY: help demo test test-abuse bench lint format generate check-generated clean clean-venv
@@ -26,7 +28,7 @@ test: $(VENV)/.done
 	@sh tools/setup_chromium.sh
 	@sh tools/setup_nginx.sh
 	@PYTHON="$(PYTHON)" sh tools/setup_agents.sh
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 # Some rows alone: make test-abuse ROWS=12,28. Another length of the soak, in minutes: make test-abuse SOAK=1.
 test-abuse: $(VENV)/.done
