@@ -104,6 +104,7 @@ async def _cluster(
             target_queue=cluster_config.ray_target_queue,
             copies=cluster_config.ray_copies,
             max_queue_size=engine_config.max_queue_size,
+            max_sessions=engine_config.max_sessions,
             observer=observing.of_engine,
         ) as backend,
     ):

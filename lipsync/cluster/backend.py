@@ -75,6 +75,7 @@ class ClusterBackend:
         target_queue: int = 16,
         copies: int = 1,
         max_queue_size: int = 512,
+        max_sessions: int = 64,
         observer: Any = None,
     ) -> None:
         """
@@ -86,6 +87,7 @@ class ClusterBackend:
             target_queue: frames that may wait at a replica before another one is used.
             copies: replicas that shall have a model that is used.
             max_queue_size: frames of one call, at most.
+            max_sessions: that a replica takes.
             observer: is told of frames, as an engine's observer.
         """
         self._connect = connect
@@ -96,6 +98,7 @@ class ClusterBackend:
         self._target_queue = target_queue
         self._copies = copies
         self._max_queue_size = max_queue_size
+        self._max_sessions = max_sessions
         self._observer = observer or _Unobserved()
         self._callers = Callers(uuid.uuid4().hex[:12])
         self._lines: dict[str, Line] = {}
@@ -208,7 +211,7 @@ class ClusterBackend:
         """What the replicas hold together."""
         return merged_usage([line.report.usage for line in self._lines.values() if line.report is not None])
 
-    async def _line_for(self, name: str, deadline: float | None) -> Line:
+    async def _line_for(self, name: str, deadline: float | None, *, opens_session: bool = False) -> Line:
         """Where a call about a model goes. Waits while there is no replica. Raises DeadlineError, EngineClosedError."""
         wait_until = time.monotonic() + WAIT_FOR_REPLICA_S
         while True:
@@ -220,6 +223,7 @@ class ClusterBackend:
                 [line.as_replica() for line in lines.values()],
                 target_queue=self._target_queue,
                 copies=self._copies,
+                max_sessions=self._max_sessions if opens_session else None,
             )
             if choice is not None:
                 if choice.copy_to is not None:
@@ -436,7 +440,7 @@ class ClusterBackend:
         until = time.monotonic() + RESUME_S
         n_lost = 0
         while n_lost < ATTEMPTS:
-            line = await self._line_for(name, None)
+            line = await self._line_for(name, None, opens_session=True)
             try:
                 return line, await line.open(**self._package(name), options=options, caller=caller, n_shown=n_shown)
             except LineLostError:

@@ -241,3 +241,13 @@ async def test_a_session_that_keeps_little_audio_moves_too(models: Path) -> None
     async with LocalCluster(models, "a", "b", engine={"session_audio_s": 1.0}) as cluster:
         events = await talk(cluster, [speech(60)], acts={40: kill})
         assert [event[0] for event in events].count(SpeechEventKind.FRAME) == 60
+
+
+async def test_sessions_go_where_there_is_room(models: Path) -> None:
+    async with LocalCluster(models, "a", "b", engine={"max_sessions": 1}, max_sessions=1) as cluster:
+        sessions = [await cluster.backend.speech("anna", OPTIONS) for _ in range(2)]
+        assert cluster.holders("anna") == {"a", "b"}
+        with pytest.raises(OverloadedError):
+            await cluster.backend.speech("anna", OPTIONS)
+        for session in sessions:
+            await session.close()
