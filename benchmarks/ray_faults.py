@@ -56,7 +56,8 @@ ABOUT = (
     "each (`ray_copies` 2), two servers in front (`--workers 2`), a stream of frames and a session of live audio at "
     "the video's pace, each on a connection of its own. The longest gap is the longest time between two frames of a "
     "client, to be held against 40 ms where nothing goes wrong; what is made late comes at once then. All of it, Ray "
-    "and the clients too, shares the machine's cores."
+    "and the clients too, shares the machine's cores. The replica that hangs is stopped by SIGSTOP: Ray does not end "
+    "it before long, and these nodes have no room for another one beside it."
 )
 OF_RAY = re.compile(r"<!-- ray -->.*<!-- end of ray -->", re.DOTALL)
 

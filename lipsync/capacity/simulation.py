@@ -200,12 +200,16 @@ class Simulation:
 
     def _load(self, replica: SimulatedReplica, model: str) -> simpy.Event:
         self._holders.setdefault(model, set()).add(replica.id)
-        return replica.load(model)
+        loaded = replica.load(model)
+        self._look(replica)
+        return loaded
 
     def _changed(self, what: str, replica_id: str, model: str) -> None:
         """A replica has loaded a model, or put one out, or found no room for it."""
         if what != "loaded":
             self._forget(replica_id, model)
+        if replica_id in self._seen:  # a load less
+            self._look(self._all[replica_id])
         self.measures.changed(self._env.now, what, replica_id, model)
 
     def _forget(self, replica_id: str, model: str) -> None:

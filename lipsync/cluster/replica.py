@@ -12,7 +12,7 @@ import logging
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from typing import Any
 
-from lipsync.cluster.routing import FRAMES_OF_SESSION
+from lipsync.cluster.routing import FRAMES_OF_LOAD, FRAMES_OF_SESSION
 from lipsync.cluster.wire import (
     EVENTS_AHEAD,
     REPORT_S,
@@ -64,7 +64,8 @@ class Replica:
     @property
     def load(self) -> int:
         """How busy it is, as `lipsync.cluster.routing.Replica.load`."""
-        return self.n_waiting + FRAMES_OF_SESSION * self.engine.usage().n_sessions
+        n_sessions = self.engine.usage().n_sessions
+        return self.n_waiting + FRAMES_OF_SESSION * n_sessions + FRAMES_OF_LOAD * len(self._loading)
 
     async def line(self, server: str, replica: str) -> AsyncGenerator[list[FromReplica]]:
         """Answers to one server, as they come, until it closes the line: then its calls are dropped. Ends at once if it
