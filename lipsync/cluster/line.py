@@ -243,7 +243,7 @@ class Line:
         except TimeoutError:
             why = f"it was silent for {SILENT_S:g} s"
         except Exception as error:
-            why = _first_line(error)
+            why = first_line(error)
         finally:  # Ray raises CancelledError, too, with nobody cancelling this
             self._lose(why)
 
@@ -303,7 +303,7 @@ class Line:
         except TimeoutError:
             why = f"it took no calls for {SILENT_S:g} s"
         except Exception as error:
-            why = _first_line(error)
+            why = first_line(error)
         finally:
             self._lose(why)
 
@@ -353,7 +353,7 @@ class Line:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     """What is wrong, without the traceback of another process that Ray puts behind it."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__

@@ -24,6 +24,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import lipsync
+from lipsync.cluster.line import first_line
 from lipsync.cluster.wire import FromReplica, ToReplica
 from lipsync.config import MIB, ClusterConfig, EngineConfig
 from lipsync.errors import ConfigError
@@ -215,7 +216,7 @@ class RayApp:
         except Exception as error:
             where = f"the Ray cluster at {address}" if address else "a Ray cluster of its own"
             token = "" if not address else "; a cluster with tokens wants its own in RAY_AUTH_TOKEN"
-            raise ConfigError(f"{where} cannot be had: {_first_line(error)}{token}") from error
+            raise ConfigError(f"{where} cannot be had: {first_line(error)}{token}") from error
 
     def _run(self) -> None:
         from ray import serve
@@ -247,7 +248,7 @@ class RayApp:
             time.sleep(LOOK_AGAIN_S)
         if failed:
             raise ConfigError(
-                f"the replicas cannot be started: {_first_line(failed[0])}; Ray's log on their machine says more"
+                f"the replicas cannot be started: {first_line(failed[0])}; Ray's log on their machine says more"
             )
         raise ConfigError(NO_REPLICA)
 
@@ -350,9 +351,3 @@ def _say(level: int) -> None:
 
 def _path_of(what: type) -> str:
     return f"{what.__module__}:{what.__qualname__}"
-
-
-def _first_line(error: BaseException) -> str:
-    """What is wrong, without the tracebacks of other processes that Ray puts behind it."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
