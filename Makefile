@@ -1,8 +1,8 @@
 # `make demo` and `make test` are all that a newcomer types; both set up .venv first.
 PYTHON ?= python3
 VENV ?= .venv
-# Tests that run at a time: none of them measures time.
-JOBS ?= 2
+# Tests that run at a time; 0 is one after the other. More is faster, and a few that count turns may miss theirs.
+JOBS ?= 0
 BIN = $(VENV)/bin
 
 .PHONY: help demo test test-abuse bench lint format generate check-generated clean clean-venv
