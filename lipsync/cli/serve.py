@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -93,21 +93,37 @@ async def load_at_start(engine: Engine, server_config: ServerConfig, packages: d
     if none can be used."""
     cores = count(n_cores(), "core")
     console.print(f"lipsync {lipsync.__version__}, torch {torch.__version__} on {engine.device}, {cores}")
-    for name, folder in at_start(engine.config, server_config, packages).items():
+
+    async def load(name: str, folder: Path) -> None:
+        with progress_bars(f"{name}:") as on_progress:
+            info = await engine.load(folder, name=name, progress=on_progress)
+        print_model(info)
+
+    await load_each(load, engine.config, server_config, packages)
+    n_loaded = len(engine.models())
+    resident = psutil.Process().memory_info().rss
+    console.print(f"{count(n_loaded, 'model')} loaded; {size(resident)} of memory in use")
+
+
+async def load_each(
+    load: Callable[[str, Path], Awaitable[None]],
+    engine_config: EngineConfig,
+    server_config: ServerConfig,
+    packages: dict[str, Path],
+) -> None:
+    """Have `load` load each package of the start. Those that cannot be used are left out; raises what is wrong with one
+    that the setting `load` names, and if none can be used."""
+    n_loaded = 0
+    for name, folder in at_start(engine_config, server_config, packages).items():
         try:
-            with progress_bars(f"{name}:") as on_progress:
-                info = await engine.load(folder, name=name, progress=on_progress)
+            await load(name, folder)
+            n_loaded += 1
         except LipsyncError as error:
             if name in server_config.load:
                 raise
             error_console.print(f"left out: {error}", markup=False, soft_wrap=True)
-            continue
-        print_model(info)
-    n_loaded = len(engine.models())
-    if packages and not n_loaded and not engine.config.load_on_demand:
+    if packages and not n_loaded and not engine_config.load_on_demand:
         raise ConfigError(f"none of the packages in {server_config.models} can be used")
-    resident = psutil.Process().memory_info().rss
-    console.print(f"{count(n_loaded, 'model')} loaded; {size(resident)} of memory in use")
 
 
 def at_start(engine: EngineConfig, server: ServerConfig, packages: dict[str, Path]) -> dict[str, Path]:

@@ -16,14 +16,13 @@ import lipsync
 from lipsync.cli import logs
 from lipsync.cli.announcing import announce
 from lipsync.cli.observing import Observing
-from lipsync.cli.serve import at_start, find_packages
+from lipsync.cli.serve import find_packages, load_each
 from lipsync.cli.stopping import Termination
-from lipsync.cli.terminal import console, count, duration, error_console
+from lipsync.cli.terminal import console, count, duration
 from lipsync.cli.worker_process import Worker
 from lipsync.cluster.backend import ClusterBackend
 from lipsync.cluster.ray_app import RayApp
 from lipsync.config import ClusterConfig, EngineConfig, ServerConfig
-from lipsync.errors import ConfigError, LipsyncError
 from lipsync.transport.server import Server, serve
 
 logger = logging.getLogger(__name__)
@@ -126,18 +125,10 @@ async def _cluster(
 async def _load_at_start(
     backend: ClusterBackend, engine_config: EngineConfig, server_config: ServerConfig, packages: dict[str, Path]
 ) -> None:
-    """Load what a server has from its start, each where it belongs. Raises what is wrong with a package that `load`
-    names, and if none can be used."""
-    n_loaded = 0
-    for name, folder in at_start(engine_config, server_config, packages).items():
-        try:
-            info = await backend.load(str(folder), name=name)
-        except LipsyncError as error:
-            if name in server_config.load:
-                raise
-            error_console.print(f"left out: {error}", markup=False, soft_wrap=True)
-            continue
-        n_loaded += 1
+    """Load what a server has from its start, each where it belongs. Raises as `load_each`."""
+
+    async def load(name: str, folder: Path) -> None:
+        info = await backend.load(str(folder), name=name)
         console.print(f"{name}: {count(info.frame_count, 'frame')}, loaded in {duration(info.load_ms)}", markup=False)
-    if packages and not n_loaded and not engine_config.load_on_demand:
-        raise ConfigError(f"none of the packages in {server_config.models} can be used")
+
+    await load_each(load, engine_config, server_config, packages)

@@ -24,6 +24,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import lipsync
+from lipsync.cluster import membership
 from lipsync.cluster.line import first_line
 from lipsync.cluster.wire import FromReplica, ToReplica
 from lipsync.config import MIB, ClusterConfig, EngineConfig
@@ -59,8 +60,8 @@ ANSWER_S = 10.0
 """How long it may take to say so."""
 OBJECT_STORE_BYTES = 256 * MIB
 """Of a cluster of this process's own: frames on their way."""
-
-
+QUIET: Any = {"enable_access_log": False, "log_level": "WARNING"}
+"""Ray Serve's log: by default it has a line for each message."""
 OF_SERVERS = ("workers", "backend", "ray_address", "ray_app", "ray_copies")
 """Settings that replicas know nothing of."""
 
@@ -169,8 +170,6 @@ class RayApp:
 
     async def watch(self, told: Callable[[frozenset[str]], None]) -> None:
         """Be told the ids of the replicas from now on, in this event loop; returns once there is one."""
-        from lipsync.cluster import membership
-
         loop = asyncio.get_running_loop()
 
         def tell(ids: frozenset[str]) -> None:
@@ -221,8 +220,7 @@ class RayApp:
     def _run(self) -> None:
         from ray import serve
 
-        quiet: Any = {"enable_access_log": False, "log_level": "WARNING"}
-        serve.start(proxy_location="Disabled", logging_config=quiet)
+        serve.start(proxy_location="Disabled", logging_config=QUIET)
         self._handle = self._running() or self._deployed()
 
     def _deployed(self) -> Any:
@@ -305,7 +303,7 @@ class RayApp:
         )
         deployment: Any = serve.deployment(
             name="engine",
-            logging_config={"enable_access_log": False, "log_level": "WARNING"},
+            logging_config=QUIET,
             autoscaling_config=scaling,
             max_ongoing_requests=MAX_CALLS,
             health_check_period_s=HEALTH_S,
@@ -320,8 +318,6 @@ class RayApp:
         if "ray" not in sys.modules:  # it never came to that
             return
         import ray
-
-        from lipsync.cluster import membership
 
         membership.unwatch(self._cluster.ray_app)
         _say(logging.CRITICAL)  # its threads notice that Ray is gone
